@@ -1,0 +1,1 @@
+"""Information-bottleneck saliency-guided localization: the method and the harness that measures it."""

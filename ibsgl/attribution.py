@@ -1,0 +1,57 @@
+"""The one verb that every saliency method speaks, and the registry through which methods are found.
+
+A method is a (frozen) dataclass whose fields are its settings, registered under the entry-point group ``ibsgl.attributions``;
+a third-party package adds one without touching this repository.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from inspect import signature
+from typing import ClassVar, Protocol
+
+import torch
+
+from ibsgl.network import SplitNetwork
+from ibsgl.randomness import Generators
+
+GROUP = "ibsgl.attributions"
+
+
+class Attribution(Protocol):
+    """A saliency method with its settings bound.
+
+    ``label`` is the method's name in tables. ``requires`` names what it needs beyond images and targets, passed as keyword
+    arguments: ``region`` ((B,H,W) bool, the target's boxes) or ``statistics`` (:class:`ibsgl.bottleneck.FeatureStatistics`).
+    """
+
+    label: ClassVar[str]
+    requires: ClassVar[frozenset[str]]
+
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None, **context
+    ) -> torch.Tensor:
+        """Images (B,3,H,W) in [0,1] and targets (B,) int64 → saliency (B,H,W), finite and ≥ 0.
+
+        ``generator``: one for the batch (every image gets the same draw) or one per image.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """Every registered method, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def get(name: str, **params: object) -> Attribution:
+    """The method ``name`` with settings ``params``; ``ValueError`` names an unknown method or setting."""
+    points = entry_points(group=GROUP, name=name)
+    if not points:
+        raise ValueError(f"no saliency method {name!r}; registered are {', '.join(names())}")
+    method = next(iter(points)).load()
+    known = signature(method).parameters
+    for key in params:
+        if key not in known:
+            settings = ", ".join(known) or "none"
+            raise ValueError(f"method {name!r} has no setting {key!r}; its settings: {settings}")
+    return method(**params)

@@ -1,0 +1,89 @@
+"""The deletion curve of Figure 4: the target's probability while the salient region is deleted pixel by pixel at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ibsgl.network import SplitNetwork, check_batch, evaluating
+from ibsgl.randomness import Generators, draw
+from ibsgl.suppression import top_fraction_mask
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
+    if not fractions or not rising or fractions[0] < 0 or fractions[-1] > 1:
+        raise ValueError(f"fractions must rise within [0, 1], not {list(fractions)}")
+
+
+def deletion_curve(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    saliency: torch.Tensor,
+    *,
+    r: float = 0.35,
+    fractions: Sequence[float] = tuple(i / 10 for i in range(11)),
+    generators: Generators = None,
+    repeats: int = 5,
+    fill: torch.Tensor | float = 0.0,
+    chunk: int = 64,
+) -> torch.Tensor:
+    """Probability of the target after deleting a growing share of the map's top-``r`` region.
+
+    Args:
+        network: evaluated without gradients, ``chunk`` images at a time.
+        images: (B,3,H,W) in [0, 1].
+        targets: (B,) int64.
+        saliency: (B,H,W).
+        r: the region is the top ⌈r·H·W⌉ pixels of the map, equal values in row-major order.
+        fractions: shares of the region to delete, rising within [0, 1].
+        generators: one for the batch, or one per image; each image draws ``repeats`` random orders.
+        repeats: random orders per image. Along one order the deleted sets are nested: a pixel once deleted stays so.
+        fill: what replaces a deleted pixel, 0 for black or a colour (3,1,1).
+        chunk: bounds the memory; does not change the result.
+
+    Returns:
+        (B, repeats, len(fractions)) in [0, 1].
+    """
+    check_batch(images, targets)
+    if saliency.shape != images.shape[:1] + images.shape[2:]:
+        raise ValueError(
+            f"saliency must be (B, H, W) = {(len(images), *images.shape[2:])}, not {tuple(saliency.shape)}"
+        )
+    _check_fractions(fractions)
+    if repeats < 1 or chunk < 1:
+        raise ValueError(f"repeats and chunk must be at least 1, not {repeats} and {chunk}")
+    batch, (height, width) = len(images), images.shape[2:]
+    region = top_fraction_mask(saliency, r).flatten(1)
+    noise = draw(lambda g: torch.rand(repeats, height * width, generator=g, device=g.device), batch, generators)
+    # Noise is below 1, so the region's pixels come first in every order and all others after them.
+    order = noise.to(images.device).masked_fill(~region[:, None], 2.0).argsort(-1, stable=True)
+    turn = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(height * width, device=order.device).expand_as(order)
+    )
+    area = int(region[0].sum())
+    counts = torch.tensor([round(fraction * area) for fraction in fractions], device=order.device)
+    background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+
+    curve = torch.empty(batch * repeats * len(fractions), device=images.device)
+    with evaluating(network), torch.inference_mode():
+        for job in torch.arange(len(curve), device=images.device).split(chunk):
+            image, repeat, step = (
+                job // (repeats * len(fractions)),
+                job // len(fractions) % repeats,
+                job % len(fractions),
+            )
+            deleted = (turn[image, repeat] < counts[step, None]).view(-1, 1, height, width)
+            logits = network(torch.where(deleted, background, images[image]))
+            curve[job] = network.probabilities(logits).gather(1, targets[image, None])[:, 0].float()
+    return curve.view(batch, repeats, len(fractions))
+
+
+def area_under(curve: torch.Tensor, fractions: Sequence[float]) -> torch.Tensor:
+    """Trapezoidal area under curves (…, F) over ``fractions`` (F): (…,), in [0, 1]. Lower: the region mattered more."""
+    _check_fractions(fractions)
+    if curve.shape[-1] != len(fractions):
+        raise ValueError(f"the curve has {curve.shape[-1]} points and there are {len(fractions)} fractions")
+    return torch.trapezoid(curve, torch.tensor(fractions, dtype=curve.dtype, device=curve.device), dim=-1)

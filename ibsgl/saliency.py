@@ -1,0 +1,52 @@
+"""Gradient saliency of the last convolutional feature map (Eq. 3), on the head alone.
+
+L^c = ReLU(Σ_k ∂y^c/∂A^k · A^k), element by element: what the literature calls HiResCAM. With a global-average-pool + linear
+head it equals Grad-CAM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.randomness import Generators
+
+
+def gradient_saliency(
+    head: nn.Module, features: torch.Tensor, target: torch.Tensor, create_graph: bool = False
+) -> torch.Tensor:
+    """Eq. 3: features A (B,C,h,w) and target (B,) → L^c (B,h,w) ≥ 0.
+
+    With ``create_graph`` the result can be differentiated with respect to ``features`` and the head's parameters;
+    otherwise it is detached.
+    """
+    with torch.enable_grad():
+        if not features.requires_grad:
+            features = features.detach().requires_grad_(True)
+        # One logit an image, so the sum's gradient is each image's own.
+        score = head(features).gather(1, target[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, features, create_graph=create_graph)
+        saliency = (gradient * features).sum(1).relu()
+    return saliency if create_graph else saliency.detach()
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Eq. 3 as a saliency method; on a guided network, the paper's own row."""
+
+    label: ClassVar[str] = "Eq. 3 (HiResCAM)"
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """(B,H,W) in units of the logit, ≥ 0."""
+        check_batch(images, targets)
+        with evaluating(network):
+            with torch.no_grad():
+                features = network.stem(images)
+            return upsample(gradient_saliency(network.head, features, targets), images.shape[-2:])
