@@ -6,11 +6,13 @@ a third-party package adds one without touching this repository.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from dataclasses import is_dataclass
+from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import ClassVar, Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from ibsgl.network import SplitNetwork
 from ibsgl.randomness import Generators
@@ -43,15 +45,31 @@ def names() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
-def get(name: str, **params: object) -> Attribution:
-    """The method ``name`` with settings ``params``; ``ValueError`` names an unknown method or setting."""
+def _entry_point(name: str) -> EntryPoint:
     points = entry_points(group=GROUP, name=name)
     if not points:
         raise ValueError(f"no saliency method {name!r}; registered are {', '.join(names())}")
-    method = next(iter(points)).load()
+    return next(iter(points))
+
+
+def module_of(name: str) -> str:
+    """The module that the method ``name`` is defined in, without importing it."""
+    return _entry_point(name).module
+
+
+def get(name: str, **params: object) -> Attribution:
+    """The method ``name`` with settings ``params``; ``ValueError`` names an unknown method or setting."""
+    method = _entry_point(name).load()
     known = signature(method).parameters
     for key in params:
         if key not in known:
             settings = ", ".join(known) or "none"
             raise ValueError(f"method {name!r} has no setting {key!r}; its settings: {settings}")
-    return method(**params)
+    if not is_dataclass(method):
+        return method(**params)
+    try:
+        return TypeAdapter(method).validate_python(params)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}") from None

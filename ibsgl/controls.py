@@ -50,7 +50,11 @@ class Random:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The target's boxes: 1 inside, 0 outside."""
+    """The target's boxes themselves: positive inside, 0 outside.
+
+    Inside, the value falls from 2 at the centre of the boxes to 1 at the farthest pixel. A flat box would be one single tie,
+    of which metrics that keep what is strictly above a threshold keep nothing.
+    """
 
     label: ClassVar[str] = "Oracle (the box)"
     requires: ClassVar[frozenset[str]] = frozenset({"region"})
@@ -64,6 +68,13 @@ class Oracle:
         *,
         region: torch.Tensor,
     ):
-        """``region`` (B,H,W) bool → float."""
+        """``region`` (B,H,W) bool → (B,H,W) in {0} ∪ [1,2]."""
         check_batch(images, targets)
-        return region.to(images.dtype)
+        height, width = region.shape[-2:]
+        inside = region.to(images.dtype)
+        y = torch.arange(height, device=region.device, dtype=images.dtype)[:, None]
+        x = torch.arange(width, device=region.device, dtype=images.dtype)
+        area = inside.sum((1, 2), keepdim=True).clamp_min(1)
+        centre_y, centre_x = ((inside * axis).sum((1, 2), keepdim=True) / area for axis in (y, x))
+        distance = torch.hypot(y - centre_y, x - centre_x) * inside
+        return inside * (2 - distance / distance.amax((1, 2), keepdim=True).clamp_min(1))

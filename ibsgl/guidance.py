@@ -18,13 +18,15 @@ SUPPRESS_WHEN = ("always", "misclassified", "correct", "never")
 DIVERGENCES = ("softmax", "sum")
 
 
+# Share of a uniform distribution mixed into q_c. ReLU leaves cells of L^c at exactly zero, where the logarithm has neither a
+# value nor a usable slope; with it L_CE is continuous and at most ln(h·w / SMOOTHING).
+SMOOTHING = 0.01
+
+
 def _spatial_distribution(maps: torch.Tensor) -> torch.Tensor:
-    """(B,h,w) ≥ 0 → maps that sum to 1; an all-zero map says nothing about place and becomes uniform."""
-    flat = maps.flatten(1)
-    total = flat.sum(1, keepdim=True)
-    empty = total <= 0
-    spread = flat / total.masked_fill(empty, 1)
-    return torch.where(empty, torch.full_like(flat, 1 / flat.shape[1]), spread).view_as(maps)
+    """(B,h,w) ≥ 0 → maps that sum to 1; an all-zero map stays all zero."""
+    total = maps.sum((1, 2), keepdim=True)
+    return maps / total.masked_fill(total <= 0, 1)
 
 
 def _min_max(maps: torch.Tensor) -> torch.Tensor:
@@ -43,11 +45,11 @@ def saliency_cross_entropy(l_c: torch.Tensor, l_ib: torch.Tensor, form: str = "d
             the binary cross-entropy after min–max of both.
 
     Returns:
-        (B,) nats, ≥ 0. A map that is zero everywhere counts as the uniform distribution.
+        (B,) nats, ≥ 0. An L^c that is zero everywhere gets the largest value there is, so that emptying the map is never a
+        way to please it; an L^ib that is zero everywhere asks for nothing and gives 0.
     """
     if form == "distribution":
-        # A cell where L^c = 0 has no logarithm; the floor is far below one part in the number of cells.
-        q_c = _spatial_distribution(l_c).clamp_min(1e-6)
+        q_c = (1 - SMOOTHING) * _spatial_distribution(l_c) + SMOOTHING / l_c[0].numel()
         return -(_spatial_distribution(l_ib) * q_c.log()).sum((1, 2))
     if form == "binary":
         prediction = _min_max(l_c).clamp(1e-6, 1 - 1e-6)

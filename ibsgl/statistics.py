@@ -1,6 +1,6 @@
 """Uncertainty over test images: percentile bootstrap intervals that resample images, not rows.
 
-One image gives a row for every class in it, and those rows are not independent; resampling whole images keeps them together.
+One image gives a row for every class in it, and those rows are not independent; resampling images keeps them together.
 The intervals say nothing about training: that variance needs several training runs.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ibsgl.randomness import derive_seed
 
-_CHUNK = 1 << 22  # elements of the resampling matrix held at once: 32 MiB
+_CHUNK = 1 << 17  # elements of the resampling matrix held at once: 1 MiB, which a cache holds
 
 
 def _multiplicities(clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -48,8 +48,8 @@ def bootstrap_interval(
         seed: the root seed; the same seed and clusters give the same resamples, hence comparable intervals.
         resamples: how many times as many clusters as there are are drawn with replacement.
         level: coverage, in (0, 1).
-        groups: (N,) class of each row: the statistic is then the mean of the groups' means, over the groups that a resample
-            contains.
+        groups: (N,) class of each row: the statistic is then the mean of the groups' means, over the groups that a
+            resample contains.
 
     Returns:
         ``(low, high)``: floats, or arrays (K,). A single cluster gives the mean twice.
@@ -77,17 +77,19 @@ def bootstrap_interval(
         rows = kinds == kind
         counts = np.bincount(codes[rows], minlength=len(unique)).astype(np.float64)
         present = np.flatnonzero(counts)
-        parts.append((present, _sums(table[rows], codes[rows], len(unique))[:, present], counts[present]))
+        sums = np.ascontiguousarray(_sums(table[rows], codes[rows], len(unique))[:, present])
+        parts.append((present, sums, counts[present]))
 
     means = []
     for drawn in _multiplicities(len(unique), resamples, seed):
         per_group = []
         for present, sums, counts in parts:
             weights = np.ascontiguousarray(drawn[:, present])
-            # einsum, not a BLAS product, whose last digits depend on the number of threads.
-            size = np.einsum("rm,m->r", weights, counts)
+            # Not a BLAS product, whose last digits depend on the number of threads, and a column at a time, so that
+            # they do not depend on which other columns there are either.
+            size, *totals = (np.einsum("rm,m->r", weights, column) for column in (counts, *sums))
             with np.errstate(invalid="ignore"):
-                per_group.append(np.einsum("rm,km->rk", weights, sums) / size[:, None])
+                per_group.append(np.stack(totals, axis=1) / size[:, None])
         means.append(np.nanmean(per_group, axis=0))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (float(low[0]), float(high[0])) if data.ndim == 1 else (low, high)

@@ -1,7 +1,7 @@
 """The built-in data set: striped shapes on photographs, written in VOC layout with boxes and masks.
 
-Outline and stripe orientation tell the class. In part of the training images the background photograph goes with the class
-and at test it never does: the aeroplane-and-sky problem with known truth. The photographs ship inside scikit-image.
+Outline and stripe orientation tell the class. In part of the training images the background photograph goes with the
+class and at test it never does: the aeroplane-and-sky problem with known truth. The photographs ship with scikit-image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ibsgl.randomness import derive_seed
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # One tenth of the star, folded by its symmetry, lies left of the edge from a tip (radius 1) to a notch (radius 0.45).
+    # Folded by its symmetry, the star is one tenth, left of the edge from a tip (radius 1) to a notch (radius 0.45).
     tenth = math.pi / 5
     angle = np.abs((np.arctan2(u, -v) + tenth) % (2 * tenth) - tenth)
     x, y = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
@@ -28,7 +28,7 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (notch_x - 1) * y - notch_y * (x - 1) >= 0
 
 
-# Outlines on u to the right and v down, both in [-1, 1]. In alphabetical order, the reader's own where no names are given.
+# Outlines on u to the right and v down, both in [-1, 1], in alphabetical order: the reader's own order of class names.
 OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cross": lambda u, v: (np.minimum(abs(u), abs(v)) <= 0.4) & (np.maximum(abs(u), abs(v)) <= 1),
     "diamond": lambda u, v: abs(u) + abs(v) <= 1,
@@ -85,16 +85,16 @@ def _draw(
     photograph = list(PHOTOGRAPHS)[target if follow and split == "trainval" else any_photograph]
     pixels = _background(photographs[photograph], size, rng)
 
-    radius = size * rng.uniform(0.25, 0.5) / 2
+    radius = size * rng.uniform(0.3, 0.5) / 2
     x0, y0 = rng.uniform(radius, size - radius, 2)
     y, x = np.mgrid[:size, :size] + 0.5
     mask = OUTLINES[CLASS_NAMES[target]]((x - x0) / radius, (y - y0) / radius)
 
     angle = math.pi * target / len(CLASS_NAMES)
-    period = size * rng.uniform(0.045, 0.085)
+    period = size * rng.uniform(0.05, 0.09)
     phase = rng.uniform(0, 2 * math.pi)
     wave = np.sin(2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / period + phase)
-    colour, contrast = rng.uniform(0.3, 0.7, 3), rng.uniform(0.15, 0.4, 3)
+    colour, contrast = rng.uniform(0.3, 0.7, 3), rng.uniform(0.2, 0.4, 3)
     stripes = np.clip(colour + contrast * np.clip(2 * wave, -1, 1)[..., None], 0, 1)
     pixels = np.where(mask[..., None], stripes, pixels)
     return np.rint(pixels * 255).astype(np.uint8), mask, target, photograph
@@ -145,8 +145,8 @@ def generate(
 ) -> None:
     """Write the data set under ``root`` (a folder in VOC layout, like ``…/VOC2007``); the split lists come last.
 
-    Every image shows one object of a side of 25–50 % of the image's, classes in turn, and depends on ``seed``, the split and
-    its own number only. ``SegmentationClass`` holds the index of the class plus one.
+    Every image shows one object, its side 30–50 % of the image's, classes in turn, and depends on ``seed``, the split
+    and its own number only. ``SegmentationClass`` holds the index of the class plus one.
 
     Args:
         root: made where it is missing; images and lists of an earlier set in it are overwritten.
@@ -155,7 +155,7 @@ def generate(
         size: side of the images in pixels.
         tied: fraction of the ``trainval`` images whose photograph is their class's own; the others, and every ``test``
             image, take any of the eight with equal chance.
-        progress: show a bar.
+        progress: show a bar on a terminal.
 
     Raises:
         ValueError: for a count or size below 1, ``tied`` outside [0,1], or a ``root`` that holds another data set.
@@ -179,7 +179,7 @@ def generate(
 
     ids: dict[str, list[str]] = {split: [f"{_PREFIX}{split}_{i:05d}" for i in range(n)] for split, n in counts.items()}
     work = [(split, index, image_id) for split in counts for index, image_id in enumerate(ids[split])]
-    for split, index, image_id in tqdm(work, desc="shapes", unit="image", disable=not progress):
+    for split, index, image_id in tqdm(work, desc="shapes", unit="image", disable=None if progress else True):
         image, mask, target, photograph = _draw(split, index, seed=seed, size=size, tied=tied, photographs=photographs)
         # Full colour resolution: halved, it would smear the stripes.
         Image.fromarray(image).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95, subsampling=0)

@@ -1,8 +1,9 @@
-"""The deletion curve of Figure 4: the target's probability while the salient region is deleted pixel by pixel at random."""
+"""The deletion curve of Figure 4: the target's probability while the salient region is deleted at random."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -12,7 +13,7 @@ from ibsgl.suppression import top_fraction_mask
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
-    rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(fractions))
     if not fractions or not rising or fractions[0] < 0 or fractions[-1] > 1:
         raise ValueError(f"fractions must rise within [0, 1], not {list(fractions)}")
 
@@ -59,7 +60,7 @@ def deletion_curve(
     region = top_fraction_mask(saliency, r).flatten(1)
     noise = draw(lambda g: torch.rand(repeats, height * width, generator=g, device=g.device), batch, generators)
     # Noise is below 1, so the region's pixels come first in every order and all others after them.
-    order = noise.to(images.device).masked_fill(~region[:, None], 2.0).argsort(-1, stable=True)
+    order = noise.to(images.device).masked_fill(~region[:, None], 2.0).argsort(dim=-1, stable=True)
     turn = torch.empty_like(order).scatter_(
         -1, order, torch.arange(height * width, device=order.device).expand_as(order)
     )

@@ -1,7 +1,7 @@
 """Whether the network still believes what the map shows it: Average Drop and Average Increase (Tables 3 and 4).
 
-The image is reduced to what the map calls important (:func:`keep_top`), the network scores it again, and the two scores of
-the target class are compared (Chattopadhay et al. 2018). Images are RGB in [0, 1], so black is 0.
+The image is reduced to what the map calls important (:func:`keep_top`), the network scores it again, and the two scores
+of the target class are compared (Chattopadhay et al. 2018). Images are RGB in [0, 1], so black is 0.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _check(p_full: torch.Tensor, p_kept: torch.Tensor) -> None:
 
 
 def average_drop(p_full: torch.Tensor, p_kept: torch.Tensor, relative: bool = True) -> torch.Tensor:
-    """max(0, p_full − p_kept) / p_full, the fraction of the score that is lost; its mean is Average Drop. Lower is better.
+    """max(0, p_full − p_kept) / p_full, the lost fraction of the score; its mean is Average Drop. Lower is better.
 
     Args:
         p_full: (B,) probability of the target on the whole image.

@@ -1,8 +1,8 @@
 """How well a saliency map finds the object's boxes: EBPG, mIoU and Bbox (Section 4.3, Tables 1 and 2).
 
-All three take maps (B,H,W), finite and ≥ 0, and ``region`` (B,H,W) bool, the union of the target class's boxes, and return
-(B,) float32 in [0, 1]. A region without a pixel is a ``ValueError``: there is nothing to find. Sums and thresholds are in
-float64, so that a map scores the same alone and in a batch.
+All three take maps (B,H,W), finite and ≥ 0, and ``region`` (B,H,W) bool, the union of the target class's boxes, and
+return (B,) float32 in [0, 1]. A region without a pixel is a ``ValueError``: there is nothing to find. Sums and
+thresholds are in float64, so that a map scores the same alone and in a batch.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def above_quantile(saliency: torch.Tensor, top: float) -> torch.Tensor:
         top: fraction of the pixels, in (0, 1).
 
     Returns:
-        (B,H,W) bool. The quantile interpolates linearly between neighbours, as ``numpy.quantile``. Pixels that tie with it
-        are out, so a map has at most the fraction ``top`` marked, and a constant map none.
+        (B,H,W) bool. The quantile interpolates linearly between neighbours, as ``numpy.quantile``. Pixels that tie with
+        it are out, so a map has at most the fraction ``top`` marked, and a constant map none.
     """
     if not 0 < top < 1:
         raise ValueError(f"top must be in (0, 1), not {top}")
@@ -53,12 +53,10 @@ def above_quantile(saliency: torch.Tensor, top: float) -> torch.Tensor:
 def ebpg(saliency: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """Energy-based pointing game (Wang et al. 2020): the share of the map's total that lies inside the region.
 
-    All-zero map: 0. Constant map: the region's share of the image. Region covering the whole image: 1 (0 for an all-zero
-    map).
+    All-zero map: 0. Constant map: the region's share of the image. Region covering the whole image: 1 (0 for an
+    all-zero map).
     """
     values, inside = _check(saliency, region)
-    # Scaled to a maximum of 1 first: the sum of a map of denormal numbers would lose its digits.
-    values = values / values.amax(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
     total = values.sum(1)
     return ((values * inside).sum(1) / total.where(total > 0, 1)).float()
 
@@ -71,8 +69,8 @@ def miou(
     Args:
         saliency, region: (B,H,W).
         top: fraction of the pixels kept by ``quantile``; unused by ``value``.
-        mode: ``quantile`` keeps what is strictly above the (1 − top) quantile of the map; ``value`` what is strictly above
-            the middle of its range, (min + max) / 2.
+        mode: ``quantile`` keeps what is strictly above the (1 − top) quantile of the map; ``value`` what is strictly
+            above the middle of its range, (min + max) / 2.
 
     All-zero or constant map: 0, nothing is above the threshold. Region covering the whole image: the share of the image
     that is kept.
@@ -92,11 +90,11 @@ def bbox(saliency: torch.Tensor, region: torch.Tensor, ties: Literal["strict", "
 
     Args:
         saliency, region: (B,H,W).
-        ties: ``strict`` counts the pixels strictly above the N-th highest value, at most N − 1 of them, and divides by N;
-            ``index`` takes exactly N pixels, equal values in row-major order.
+        ties: ``strict`` counts the pixels strictly above the N-th highest value, at most N − 1 of them, and divides
+            by N; ``index`` takes exactly N pixels, equal values in row-major order.
 
-    All-zero or constant map: 0 under ``strict``; under ``index`` the share of the first N pixels that are inside. Region
-    covering the whole image: 1 under ``index``; under ``strict`` the share of the pixels above the map's minimum.
+    All-zero or constant map: 0 under ``strict``; under ``index`` the share of the first N pixels that are inside.
+    Region covering the whole image: 1 under ``index``; under ``strict`` the share of pixels above the map's minimum.
     """
     values, inside = _check(saliency, region)
     area = inside.sum(1, keepdim=True)

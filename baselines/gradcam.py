@@ -1,0 +1,44 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017): feature channels weighted by the mean gradient of the target's logit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.randomness import Generators
+
+
+@dataclass(frozen=True)
+class GradCAM:
+    """Grad-CAM at the last convolutional layer; it has no settings.
+
+    With A = ``network.stem(images)`` and y^c the target's logit (before the softmax, as in the paper)::
+
+        α_k = 1/(h·w) Σ_ij ∂y^c/∂A^k_ij        (Eq. 1)
+        L   = ReLU(Σ_k α_k A^k)                (Eq. 2)
+
+    brought to image size bilinearly. One pass of the stem an image; the gradient goes through the head alone.
+    """
+
+    label: ClassVar[str] = "Grad-CAM"
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the logit; ``generator`` is not used."""
+        check_batch(images, targets)
+        with evaluating(network):
+            with torch.no_grad():
+                features = network.stem(images)
+            with torch.enable_grad():
+                features = features.detach().requires_grad_(True)
+                # One logit an image, so the sum's gradient is each image's own.
+                score = network.head(features).gather(1, targets[:, None]).sum()
+                (gradient,) = torch.autograd.grad(score, features)
+        features = features.detach()
+        weights = gradient.mean((2, 3), keepdim=True)
+        return upsample((weights * features).sum(1).relu(), images.shape[-2:])

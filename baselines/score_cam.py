@@ -1,0 +1,102 @@
+"""Score-CAM (Wang et al., CVPR Workshops 2020): channels weighted by the score of what each lets through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ibsgl.network import SplitNetwork, check_batch, evaluating, same_image_groups, upsample
+from ibsgl.randomness import Generators
+
+
+@dataclass(frozen=True)
+class ScoreCAM:
+    """Score-CAM with every channel A^k of the last convolutional layer.
+
+    H^k is A^k brought to image size bilinearly and scaled to [0,1] by its own minimum and maximum; the image seen
+    through it is X ∘ H^k, or H^k X + (1 − H^k) X_b where X_b is not black. With f^c the target's probability (softmax;
+    sigmoid on a multi-label network)::
+
+        C(A^k) = f^c(X ∘ H^k) − f^c(X_b)        (the Channel-wise Increase of Confidence)
+        L      = ReLU(Σ_k w_k A^k)              (Algorithm 1)
+
+    A channel that is constant over space (its range at most 8 rounding units of its largest value) has no contrast to
+    scale, H^k = 0: what it lets through is X_b itself, whose score is computed once for all. It takes part like any
+    other channel, but no pass is spent on it. Passes do not depend on the class: an image that stands in neighbouring
+    places of the batch with several targets is passed once for all.
+
+    Args:
+        weight: ``"increase"``, w = softmax over channels of C, the paper's Algorithm 1 (f^c(X_b) is the same for all
+            channels and cancels there); ``"probability"``, w_k = f^c(X ∘ H^k), its authors' code;
+            ``"softmax_scores"``, softmax over channels of the target's logit, as the ``grad-cam`` package does.
+        fill: X_b, ``"black"`` (published) or ``"mean"``, the colour that the network's normalisation maps to zero.
+        chunk: masked images a forward pass; bounds the memory and leaves the result as it is.
+    """
+
+    label: ClassVar[str] = "Score-CAM"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    weight: str = "increase"
+    fill: str = "black"
+    chunk: int = 64
+
+    def __post_init__(self):
+        if self.weight not in ("increase", "probability", "softmax_scores"):
+            raise ValueError(f"score_cam: weight must be increase, probability or softmax_scores, not {self.weight!r}")
+        if self.fill not in ("black", "mean"):
+            raise ValueError(f"score_cam: fill must be black or mean, not {self.fill!r}")
+        if self.chunk < 1:
+            raise ValueError(f"score_cam: chunk must be at least 1, not {self.chunk}")
+
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the features; ``generator`` is not used."""
+        check_batch(images, targets)
+        groups = same_image_groups(images)
+        first = groups.diff(prepend=groups.new_full((1,), -1)).bool()
+        with evaluating(network), torch.no_grad():
+            features = network.stem(images[first])
+            scores, baseline = self._scores(network, images[first], features, targets, groups)
+            if self.weight == "increase":
+                weights = (scores - baseline[:, None]).softmax(1)
+            elif self.weight == "probability":
+                weights = scores
+            else:
+                weights = scores.softmax(1)
+            maps = torch.einsum("bc,bchw->bhw", weights, features[groups]).relu()
+            return upsample(maps, images.shape[-2:])
+
+    def _scores(
+        self,
+        network: SplitNetwork,
+        images: torch.Tensor,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        groups: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of the masked images and of X_b for every target: (B,C) and (B,).
+
+        ``images`` (G,3,H,W) and ``features`` (G,C,h,w) are of the distinct images; ``groups`` (B,) says of which one
+        each of the ``targets`` (B,) is asked.
+        """
+        fill = network.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
+        classes, column = targets.unique(return_inverse=True)
+
+        def score(shown: torch.Tensor) -> torch.Tensor:
+            logits = network(shown)
+            return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes]
+
+        baseline = score(fill.expand(1, *images.shape[1:]))[0]
+        # Asked of the map before upsampling: rounding gives a constant map contrast, which the scaling would blow up.
+        contrast = features.amax((2, 3)) - features.amin((2, 3))
+        informative = contrast > 8 * torch.finfo(features.dtype).eps * features.abs().amax((2, 3))
+        table = baseline.repeat(*features.shape[:2], 1)
+        for pairs in informative.nonzero().split(self.chunk):
+            image, channel = pairs.unbind(1)
+            masks = upsample(features[image, channel], images.shape[-2:])
+            low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+            masks = (masks - low) / (high - low).clamp_min(torch.finfo(masks.dtype).tiny)
+            table[image, channel] = score(torch.lerp(fill, images[image], masks[:, None]))
+        return table[groups, :, column], baseline[column]

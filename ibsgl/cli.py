@@ -1,0 +1,767 @@
+"""``ibsgl <step>``: every rule of the workflow is one of these commands, and a person can run each by hand.
+
+``snakemake --printshellcmds`` (the default profile's habit) shows the full command of every job. ``--settings`` is the part of
+the config that the step's result depends on, as JSON or as ``@file``; ``ibsgl settings`` prints it for any step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from ibsgl import config as configuration
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Settings = Annotated[str, typer.Option("--settings", help="What the step depends on, as JSON or @file.")]
+Out = Annotated[Path, typer.Option("--out", help="Written whole under a temporary name, then renamed.")]
+IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index.")]
+Root = Annotated[Path, typer.Option("--root", help="The VOC-layout folder.")]
+Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
+Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time; never changes a result.")]
+Records = Annotated[Path | None, typer.Option("--records", help="Where the step's record for MLflow goes.")]
+ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
+
+
+class StepSettings(configuration._Section):
+    """The settings of one step; each step uses the few that :meth:`ibsgl.config.Config.settings` gives it."""
+
+    class Network(configuration.Model):
+        """A model of the config with the data set's kind of labels."""
+
+        multilabel: bool
+
+    seed: int | None = None
+    network: Network | None = None
+    networks: dict[str, Network] | None = None
+    shapes: configuration.Shapes | None = None
+    splits: configuration.Splits | None = None
+    classes: list[str] | None = None
+    held_out: float | None = None
+    difficult: str | None = None
+    training: configuration.Training | None = None
+    bottleneck: configuration.Bottleneck | None = None
+    suppression: configuration.Suppression | None = None
+    suppressions: dict[str, configuration.Suppression] | None = None
+    guidance: configuration.Guidance | None = None
+    method: str | None = None
+    settings: dict[str, Any] | None = None
+    shards: int | None = None
+    metrics: configuration.Metrics | None = None
+    r: float | None = None
+    cross_entropy: str | None = None
+    resamples: int | None = None
+    deletion: configuration.Deletion | None = None
+    figures: configuration.Figures | None = None
+    number: int | None = None
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is None and name in StepSettings.model_fields and name != "classes" and name not in self.model_fields_set:
+            raise typer.BadParameter(f"this step needs the setting {name!r}", param_hint="--settings")
+        return value
+
+
+def _parse(settings: str) -> StepSettings:
+    try:
+        text = Path(settings[1:]).read_text() if settings.startswith("@") else settings
+        return StepSettings.model_validate(json.loads(text))
+    except (OSError, json.JSONDecodeError) as error:
+        raise typer.BadParameter(f"not readable as JSON: {error}", param_hint="--settings") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise typer.BadParameter(f"{key}: {first['msg']}", param_hint="--settings") from None
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A path beside ``out`` that becomes ``out`` if the block ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{out.stem}.", suffix=out.suffix, dir=out.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results are as readable as any other file of their owner.
+        temporary.chmod(0o644)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _device(gpu: int):
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        raise typer.BadParameter("a GPU was asked for and torch sees none; give --gpu 0", param_hint="--gpu")
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def _data(index_file: Path, root: Path, size: int):
+    from ibsgl.data.loading import VOCData
+    from ibsgl.data.voc import Index
+
+    return VOCData(Index.load(index_file), root, size)
+
+
+def _network(settings: StepSettings.Network, num_classes: int, weights: Path | None, device):
+    """The network of ``settings``, from its own start or with the state dict ``weights``."""
+    import torch
+
+    from ibsgl.network import build_network
+
+    start = settings.weights if weights is None else None
+    network = build_network(
+        settings.arch, num_classes, start, multilabel=settings.multilabel, **settings.options
+    )
+    if weights is not None:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.to(device)
+
+
+def _record(
+    records: Path | None,
+    cell: str,
+    kind: str,
+    settings: dict[str, Any],
+    *,
+    started: float,
+    metrics: dict[str, float],
+    tags: dict[str, Any],
+    history: list[dict[str, float]] = (),
+    artifacts: list[Path] = (),
+) -> None:
+    if records is None:
+        return
+    from ibsgl import provenance
+
+    provenance.write_record(
+        records,
+        cell,
+        kind,
+        settings=settings,
+        metrics=metrics,
+        history=list(history),
+        artifacts=[str(path) for path in artifacts],
+        tags=tags,
+        started=started,
+        seconds=time.time() - started,
+    )
+
+
+def _digest(*parts: object) -> str:
+    import hashlib
+
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
+
+
+@app.command()
+def shapes(settings: Settings, out: Annotated[Path, typer.Option(help="The VOC2007 folder to make.")]) -> None:
+    """Generate the built-in data set in VOC layout."""
+    from ibsgl.data.shapes import generate
+
+    step = _parse(settings)
+    generate(out, seed=step.seed, **step.shapes.model_dump())
+
+
+@app.command()
+def index(root: Root, settings: Settings, out: Out) -> None:
+    """Read a VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
+    from ibsgl.data.voc import build_index
+
+    step = _parse(settings)
+    built = build_index(
+        root,
+        splits=step.splits.model_dump(),
+        held_out=step.held_out,
+        seed=step.seed,
+        class_names=step.classes,
+        difficult=step.difficult,
+    )
+    with _written(out) as temporary:
+        built.save(temporary)
+
+
+@app.command()
+def classifier(
+    model: ModelName, index_file: IndexFile, root: Root, settings: Settings, out: Out, gpu: Gpu = 0, records: Records = None
+) -> None:
+    """Train the network to be explained (Eq. 2)."""
+    import torch
+
+    from ibsgl import provenance
+    from ibsgl.metrics.classification import classification_score
+    from ibsgl.randomness import derive_seed
+    from ibsgl.training import predict, train_classifier
+
+    started, step, device = time.time(), _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    torch.manual_seed(derive_seed(step.seed, model, "initialisation"))
+    network = _network(step.network, len(data.index.class_names), None, device)
+    checkpoint = out.with_suffix(".checkpoint")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    history = train_classifier(
+        network,
+        data,
+        step.training,
+        name=f"{model} classifier",
+        seed=step.seed,
+        device=device,
+        checkpoint=checkpoint,
+        digest=_digest(settings, data.index.digest, device.type),
+    )
+    key, value = classification_score(
+        predict(network, data, "test", step.training.batch_size, device), data.labels("test"), step.network.multilabel
+    )
+    with _written(out) as temporary:
+        torch.save(network.state_dict(), temporary)
+    _record(
+        records,
+        f"{model}/classifier",
+        "training",
+        json.loads(settings),
+        started=started,
+        metrics={f"test_{key}": value},
+        history=history,
+        tags=provenance.collect(str(device), data_digest=data.index.digest, weights_digest=provenance.digest_file(out)),
+    )
+    checkpoint.unlink(missing_ok=True)
+    typer.echo(f"{model}: test {key} {value:.4f}")
+
+
+@app.command()
+def statistics(
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    settings: Settings,
+    out: Out,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Mean and deviation of the feature map over the training images (Section 3.2)."""
+    import torch
+
+    from ibsgl.training import feature_statistics
+
+    step, device = _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+    with _written(out) as temporary:
+        torch.save(feature_statistics(network, data, batch_size, device).state_dict(), temporary)
+
+
+def _load_statistics(path: Path, device):
+    import torch
+
+    from ibsgl.bottleneck import FeatureStatistics
+
+    return FeatureStatistics.from_state_dict(torch.load(path, weights_only=True)).to(device)
+
+
+StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Feature statistics of the network.")]
+
+
+@app.command()
+def bottleneck(
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    statistics_file: StatisticsFile,
+    settings: Settings,
+    out: Out,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """L^ib of every training and held-out pair, for the guidance (Eq. 4–9)."""
+    import torch
+
+    from ibsgl import attribution
+    from ibsgl.evaluation import bottleneck_maps
+
+    step, device = _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+    method = attribution.get("bottleneck", **step.bottleneck.model_dump())
+    feature_statistics = _load_statistics(statistics_file, device)
+    maps = {
+        split: bottleneck_maps(
+            network,
+            data,
+            data.pairs(split),
+            method,
+            feature_statistics,
+            seed=step.seed,
+            batch_size=batch_size,
+            device=device,
+        )
+        for split in ("train", "held_out")
+    }
+    with _written(out) as temporary:
+        torch.save(maps, temporary)
+
+
+@app.command()
+def guide(
+    model: ModelName,
+    network_name: Annotated[str, typer.Option("--network", help="guided, or control: as long, without guidance.")],
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    settings: Settings,
+    out: Out,
+    bottleneck_file: Annotated[Path | None, typer.Option("--bottleneck", help="Cached L^ib; not for control.")] = None,
+    statistics_file: StatisticsFile = None,
+    gpu: Gpu = 0,
+    records: Records = None,
+) -> None:
+    """Guided training (Algorithm 1), or its control."""
+    import torch
+
+    from ibsgl import provenance
+    from ibsgl.metrics.classification import classification_score
+    from ibsgl.training import predict, train_guided
+
+    started, step, device = time.time(), _parse(settings), _device(gpu)
+    guided = network_name == "guided"
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+
+    def score() -> tuple[str, float]:
+        logits = predict(network, data, "test", step.training.batch_size, device)
+        return classification_score(logits, data.labels("test"), step.network.multilabel)
+
+    key, before = score()
+    current = guided and step.guidance.bottleneck_network == "current"
+    checkpoint = out.with_suffix(".checkpoint")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    history = train_guided(
+        network,
+        data,
+        step.training,
+        guidance=step.guidance if guided else None,
+        suppression=step.suppression if guided else None,
+        l_ib=torch.load(bottleneck_file, weights_only=True)["train"] if guided and not current else None,
+        bottleneck=step.bottleneck if current else None,
+        statistics=_load_statistics(statistics_file, device) if current else None,
+        name=f"{model} {network_name}",
+        seed=step.seed,
+        device=device,
+        checkpoint=checkpoint,
+        digest=_digest(settings, data.index.digest, provenance.digest_file(weights), device.type),
+    )
+    _, after = score()
+    with _written(out) as temporary:
+        torch.save(network.state_dict(), temporary)
+    _record(
+        records,
+        f"{model}/{network_name}",
+        "training",
+        json.loads(settings),
+        started=started,
+        metrics={f"test_{key}_before": before, f"test_{key}": after},
+        history=history,
+        tags=provenance.collect(str(device), data_digest=data.index.digest, weights_digest=provenance.digest_file(out)),
+    )
+    checkpoint.unlink(missing_ok=True)
+    typer.echo(f"{model} {network_name}: test {key} {before:.4f} before, {after:.4f} after")
+
+
+@app.command()
+def maps(
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    settings: Settings,
+    out: Out,
+    shard_number: Annotated[int, typer.Option("--shard", min=0, help="Which shard, from 0.")] = 0,
+    statistics_file: StatisticsFile = None,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Saliency maps of one method on one network for the test pairs of one shard."""
+    import numpy as np
+
+    from ibsgl import attribution
+    from ibsgl.evaluation import compute_maps, shard
+
+    step, device = _parse(settings), _device(gpu)
+    method = attribution.get(step.method, **step.settings)
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+    pairs = shard(data.pairs("test"), shard_number, step.shards)
+    saliency = compute_maps(
+        network,
+        data,
+        pairs,
+        method,
+        step.method,
+        seed=step.seed,
+        batch_size=batch_size,
+        device=device,
+        statistics=_load_statistics(statistics_file, device) if statistics_file else None,
+    )
+    with _written(out) as temporary:
+        np.savez(
+            temporary,
+            saliency=saliency.numpy(),
+            image_id=pairs["image_id"].to_numpy(dtype=str),
+            target=pairs["target"].to_numpy(),
+            # What the table prints and what it was made with travel with the maps.
+            label=method.label,
+            settings=settings,
+        )
+
+
+def _read_maps(files: list[Path], pairs):
+    """Saliency (N,H,W) in the order of ``pairs`` from the shards ``files``, with the method's label and settings."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    frames, arrays, label, settings = [], [], "", ""
+    for file in files:
+        with np.load(file) as stored:
+            frames.append(pd.DataFrame({"image_id": stored["image_id"], "target": stored["target"]}))
+            arrays.append(stored["saliency"])
+            label, settings = str(stored["label"]), str(stored["settings"])
+    keys = pd.MultiIndex.from_frame(pd.concat(frames))
+    order = keys.get_indexer(pd.MultiIndex.from_frame(pairs[["image_id", "target"]]))
+    if (order < 0).any() or len(keys) != len(pairs):
+        raise ValueError(f"{files[0].parent}: the maps are not those of this index; delete the folder and run again")
+    return torch.from_numpy(np.concatenate(arrays)[order]), label, json.loads(settings)
+
+
+Maps = Annotated[list[Path], typer.Option("--maps", help="A shard of maps: …/<method>/<shard>.npz. Repeatable.")]
+
+
+@app.command()
+def scores(
+    model: ModelName,
+    network_name: Annotated[str, typer.Option("--network", help="pretrained, control or guided.")],
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    maps_files: Maps,
+    settings: Settings,
+    out: Out,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+    records: Records = None,
+) -> None:
+    """Localisation and faithfulness of every map on one network: one row per (method, image, class)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ibsgl import provenance
+    from ibsgl.evaluation import score_maps
+    from ibsgl.metrics import METRICS
+
+    started, step, device = time.time(), _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+    pairs = data.pairs("test")
+    by_method: dict[str, list[Path]] = {}
+    for file in maps_files:
+        by_method.setdefault(file.parent.name, []).append(file)
+    read = {method: _read_maps(files, pairs) for method, files in by_method.items()}
+    table = score_maps(
+        network,
+        data,
+        pairs,
+        {method: saliency for method, (saliency, _, _) in read.items()},
+        step.metrics,
+        batch_size=batch_size,
+        device=device,
+    )
+    labels = {method: label for method, (_, label, _) in read.items()}
+    table = table.assign(
+        model=model, arch=step.network.arch, network=network_name, label=table["method"].map(labels)
+    )
+    tags = provenance.collect(
+        str(device),
+        data_digest=data.index.digest,
+        weights_digest=provenance.digest_file(weights),
+        class_names=list(data.index.class_names),
+    )
+    seed = next(iter(read.values()))[2]["seed"]
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = (arrow.schema.metadata or {}) | {b"ibsgl": json.dumps(tags | {"seed": seed}).encode()}
+    with _written(out) as temporary:
+        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
+    for method, (_, _, made_with) in read.items():
+        mean = table[table["method"] == method][[*METRICS, "p_full", "p_kept"]].mean()
+        _record(
+            records,
+            f"{model}/{network_name}/{method}",
+            "evaluation",
+            made_with | json.loads(settings),
+            started=started,
+            metrics={key: float(value) for key, value in mean.items()},
+            tags=tags,
+            artifacts=[out],
+        )
+
+
+@app.command()
+def effect(
+    model: ModelName,
+    index_file: IndexFile,
+    root: Root,
+    weights: Annotated[list[Path], typer.Option("--weights", help="State dicts named <network>.pt. Repeatable.")],
+    bottleneck_file: Annotated[Path, typer.Option("--bottleneck", help="Cached L^ib.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="Per-image losses (Parquet).")],
+    predictions_out: Annotated[Path, typer.Option("--predictions", help="Test logits and labels (Parquet).")],
+    table_out: Annotated[Path, typer.Option("--table", help="The comparison as CSV; .md goes beside it.")],
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+    records: Records = None,
+) -> None:
+    """Did guidance do what it optimises? L_CE, L_SS and accuracy of every network, and guided against control."""
+    import pandas as pd
+    import torch
+
+    from ibsgl import provenance, tables
+    from ibsgl.evaluation import guidance_effect
+
+    started, step, device = time.time(), _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    l_ib = torch.load(bottleneck_file, weights_only=True)["held_out"]
+    losses, predictions = [], []
+    for file in weights:
+        network = _network(step.network, len(data.index.class_names), file, device)
+        of_losses, of_predictions = guidance_effect(
+            network, data, l_ib, r=step.r, cross_entropy=step.cross_entropy, batch_size=batch_size, device=device
+        )
+        losses.append(of_losses.assign(network=file.stem))
+        predictions.append(of_predictions.assign(network=file.stem))
+    losses, predictions = pd.concat(losses, ignore_index=True), pd.concat(predictions, ignore_index=True)
+    table = tables.guidance_table(losses, predictions, seed=step.seed, resamples=step.resamples)
+    with _written(out) as a, _written(predictions_out) as b, _written(table_out) as c:
+        losses.to_parquet(a)
+        predictions.to_parquet(b)
+        tables.write_csv(table, c)
+    with _written(table_out.with_suffix(".md")) as temporary:
+        tables.write_guidance_markdown(table, temporary, model=model)
+    _record(
+        records,
+        f"{model}/effect",
+        "table",
+        json.loads(settings),
+        started=started,
+        metrics={f"{row.network}.{row.metric}": float(row.value) for row in table.itertuples()},
+        tags=provenance.collect(str(device), data_digest=data.index.digest),
+        artifacts=[table_out, table_out.with_suffix(".md")],
+    )
+
+
+@app.command()
+def deletion(
+    index_file: IndexFile,
+    root: Root,
+    weights: Weights,
+    maps_files: Maps,
+    settings: Settings,
+    out: Out,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Deletion curves of one network's own maps (Figure 4)."""
+    from ibsgl.evaluation import deletion_curves
+
+    step, device = _parse(settings), _device(gpu)
+    data = _data(index_file, root, step.network.image_size)
+    network = _network(step.network, len(data.index.class_names), weights, device)
+    pairs = data.pairs("test")
+    saliency, _, _ = _read_maps(maps_files, pairs)
+    curves = deletion_curves(
+        network,
+        data,
+        pairs,
+        saliency,
+        step.deletion,
+        r=step.r,
+        seed=step.seed,
+        batch_size=batch_size,
+        device=device,
+    )
+    with _written(out) as temporary:
+        curves.to_parquet(temporary)
+
+
+@app.command()
+def table(
+    scores_files: Annotated[list[Path], typer.Option("--scores", help="Score files. Repeatable.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The CSV; .md and .tex go beside it.")],
+    published: Annotated[Path, typer.Option("--published", help="The paper's figures.")] = Path("results/published"),
+    records: Records = None,
+) -> None:
+    """One of Tables 1–4 as CSV, Markdown and LaTeX, beside the published figures."""
+    from ibsgl import provenance, tables
+
+    started, step = time.time(), _parse(settings)
+    scores = tables.read_scores(scores_files)
+    resolved = configuration.Config.model_validate(step.config)
+    reference = tables.read_published_settings(published, step.number)
+    ours = resolved.comparable_settings(step.model) | {"data": tables.data_set(scores, resolved.name, reference)}
+    made = tables.build_table(
+        scores,
+        step.number,
+        published,
+        seed=resolved.seed,
+        deviations=tables.deviations(ours, reference),
+        average=resolved.tables.average,
+        resamples=resolved.tables.resamples,
+    )
+    notes = resolved.variants()
+    with (
+        _written(out) as csv,
+        _written(out.with_suffix(".md")) as markdown,
+        _written(out.with_suffix(".tex")) as latex,
+    ):
+        tables.write_csv(made, csv)
+        tables.write_markdown(made, markdown, notes=notes)
+        tables.write_latex(made, latex, notes=notes)
+    _record(
+        records,
+        f"table{step.number}",
+        "table",
+        json.loads(settings),
+        started=started,
+        metrics={
+            f"{row.network}.{row.method}.{row.metric}": float(row.value)
+            for row in made[made["value"] != tables.NOT_RUN].itertuples()
+        },
+        tags=provenance.collect("cpu", data_digest=next(iter(scores.attrs["metadata"].values()))["data_digest"]),
+        artifacts=[out, out.with_suffix(".md"), out.with_suffix(".tex")],
+    )
+
+
+def _network_of(step: StepSettings, model: str) -> StepSettings.Network:
+    """What the settings say of ``model``, a name that was read from a file's path."""
+    if model not in step.networks:
+        known = ", ".join(step.networks)
+        raise typer.BadParameter(f"networks: a file is of the model {model!r}, not of {known}", param_hint="--settings")
+    return step.networks[model]
+
+
+@app.command()
+def figure(
+    index_file: IndexFile,
+    root: Root,
+    weights: Annotated[list[Path], typer.Option("--weights", help="State dicts <model>/<network>.pt. Repeatable.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF goes beside it.")],
+    gpu: Gpu = 0,
+    records: Records = None,
+) -> None:
+    """Figure 2 (saliency of c and of p) or 3 (the target's map), before and after guidance."""
+    from ibsgl import figures, provenance
+
+    started, step, device = time.time(), _parse(settings), _device(gpu)
+    if step.number not in (2, 3):
+        raise typer.BadParameter(f"number: this step draws Figure 2 or 3, not {step.number}", param_hint="--settings")
+    files = {(file.parent.name, file.stem): file for file in weights}
+    examples = {}
+    for model in dict.fromkeys(file.parent.name for file in weights):
+        spec = _network_of(step, model)
+        data = _data(index_file, root, spec.image_size)
+        networks = {}
+        for network in ("pretrained", "guided"):
+            if (model, network) not in files:
+                raise typer.BadParameter(f"give {model}/{network}.pt too", param_hint="--weights")
+            networks[network] = _network(spec, len(data.index.class_names), files[model, network], device)
+        pairs = figures.choose_pairs(data.pairs("test"), step.figures.examples, step.seed)
+        given = "suppressions" in step.model_fields_set
+        suppression = step.suppressions[model] if given else configuration.Suppression()
+        examples[model] = figures.suppression_examples(
+            networks["pretrained"], networks["guided"], data, pairs, device, r=suppression.r
+        )
+    draw = figures.figure2 if step.number == 2 else figures.figure3
+    figures.save(draw(examples, seed=step.seed), out)
+    _record(
+        records,
+        f"figure{step.number}",
+        "figure",
+        step.model_dump(mode="json", exclude_unset=True),
+        started=started,
+        metrics={},
+        tags=provenance.collect(str(device), data_digest=data.index.digest),
+        artifacts=[out, out.with_suffix(".pdf")],
+    )
+
+
+@app.command()
+def figure4(
+    curves_files: Annotated[list[Path], typer.Option("--curves", help="…/<model>/deletion/<network>.parquet files.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF and the plotted values (CSV) go beside it.")],
+    records: Records = None,
+) -> None:
+    """Figure 4: deletion curves before and after guidance, with their areas."""
+    import pandas as pd
+
+    from ibsgl import figures, provenance, tables
+
+    started, step = time.time(), _parse(settings)
+    frames = []
+    for file in curves_files:
+        model = file.parent.parent.name
+        _network_of(step, model)
+        frames.append(pd.read_parquet(file).assign(model=model, network=file.stem))
+    drawn, values = figures.figure4(pd.concat(frames, ignore_index=True), seed=step.seed, resamples=step.resamples)
+    figures.save(drawn, out)
+    with _written(out.with_suffix(".csv")) as temporary:
+        tables.write_csv(values, temporary)
+    areas = values.drop_duplicates(["model", "network"])
+    _record(
+        records,
+        "figure4",
+        "figure",
+        step.model_dump(mode="json", exclude_unset=True),
+        started=started,
+        metrics={f"{row.model}.{row.network}.area": float(row.area) for row in areas.itertuples()},
+        tags=provenance.collect("cpu"),
+        artifacts=[out, out.with_suffix(".pdf"), out.with_suffix(".csv")],
+    )
+
+
+@app.command()
+def settings(
+    step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
+    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+    where: Annotated[list[str], typer.Option("--where", help="model=…, network=…, method=…, number=…. Repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Print the settings that a step of this config depends on, ready for --settings."""
+    import yaml
+
+    loaded = configuration.load(yaml.safe_load(configfile.read_text()))
+    typer.echo(loaded.settings(step, **dict(item.split("=", 1) for item in where)))
+
+
+def main() -> None:
+    """The console script: errors that a user can mend are one line, everything else keeps its traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"ibsgl: error: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "TrainingError":
+            raise
+        sys.exit(f"ibsgl: error: {error}")

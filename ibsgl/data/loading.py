@@ -1,0 +1,147 @@
+"""Images and regions of a data set as tensors of the network's input size.
+
+Images are squashed to a square, whatever their shape, as TorchRay does on VOC 2007, and the boxes move with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from ibsgl.data.voc import SPLITS, Index, image_path, mask_path
+
+_THREADS = 4
+_VOID = 255
+
+
+def _open(path: Path) -> Image.Image:
+    """The decoded image; ``ValueError`` names a file that is missing, truncated or no image."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: the image cannot be read ({error}); replace the file") from error
+    return image
+
+
+def _covered(low: int, high: int, length: int, size: int) -> slice:
+    """The pixels out of ``size`` whose centres lie in [low, high) of ``length``; at least the one in its middle."""
+    # Centre i is (i + ½)·length/size; compared in integers, so that no rounding moves an edge.
+    first, last = ((2 * size * edge + length - 1) // (2 * length) for edge in (low, high))
+    if first == last:
+        first = (low + high) * size // (2 * length)
+        last = first + 1
+    return slice(first, last)
+
+
+class VOCData:
+    """A data set's images, labels and regions at the network's input size.
+
+    Args:
+        index: what :func:`ibsgl.data.voc.build_index` found.
+        root: the folder in VOC layout, from where this process runs.
+        size: side S of the network's square input in pixels.
+    """
+
+    def __init__(self, index: Index, root: Path, size: int):
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, not {size}")
+        self.index = index
+        self.root = Path(root)
+        self.size = size
+
+    def pairs(self, split: str) -> pd.DataFrame:
+        """The index's rows of ``split`` ("train", "held_out" or "test"), numbered from 0."""
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
+        return self.index.table[self.index.table["split"] == split].reset_index(drop=True)
+
+    def ids(self, split: str) -> list[str]:
+        """The split's N image ids, each once, in order."""
+        return self.pairs(split)["image_id"].drop_duplicates().tolist()
+
+    def labels(self, split: str) -> torch.Tensor:
+        """(N,K) float32: 1 for every class that the image shows, 0 elsewhere; rows as in :meth:`ids`."""
+        pairs = self.pairs(split)
+        labels = torch.zeros(pairs["image_id"].nunique(), len(self.index.class_names))
+        labels[torch.from_numpy(pd.factorize(pairs["image_id"])[0]), torch.tensor(pairs["target"].to_numpy())] = 1
+        return labels
+
+    def _pixels(self, image_id: str) -> np.ndarray:
+        image = _open(image_path(self.root, image_id)).convert("RGB")
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+    def images(self, ids: Sequence[str]) -> torch.Tensor:
+        """(N,3,S,S) float32 RGB in [0,1], channels last in memory; bilinear with antialiasing, EXIF tags not read.
+
+        ``ValueError`` names a file that cannot be read.
+        """
+        if not len(ids):
+            return torch.zeros(0, 3, self.size, self.size)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pixels = np.stack(list(pool.map(self._pixels, ids)))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+
+    def batches(self, ids: Sequence[str], batch_size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """``ids`` in order as (ids, :meth:`images`), ``batch_size`` at a time, read one ahead."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        chunks = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.images, chunks[0]) if chunks else None
+            for number, chunk in enumerate(chunks):
+                images = ahead.result()
+                if number + 1 < len(chunks):
+                    ahead = pool.submit(self.images, chunks[number + 1])
+                yield chunk, images
+
+    def _boxes(self, boxes: list[list[int]], width: int, height: int) -> np.ndarray:
+        region = np.zeros((self.size, self.size), dtype=bool)
+        for x0, y0, x1, y1 in boxes:
+            region[_covered(y0, y1, height, self.size), _covered(x0, x1, width, self.size)] = True
+        return region
+
+    def _mask(self, image_id: str, target: int, width: int, height: int) -> np.ndarray:
+        path = mask_path(self.root, image_id)
+        mask = _open(path)
+        if mask.mode not in ("P", "L"):
+            raise ValueError(
+                f"{path}: a mask must hold class numbers (a palette or grey PNG), but its mode is {mask.mode}"
+            )
+        if mask.size != (width, height):
+            raise ValueError(f"{path}: the mask is {mask.width}×{mask.height} but the image {width}×{height}")
+        classes = np.asarray(mask)
+        known = len(self.index.class_names)
+        strange = classes[(classes > known) & (classes != _VOID)]
+        if strange.size:
+            raise ValueError(
+                f"{path}: class number {strange[0]} in a data set of {known} classes; masks count the class names "
+                "from 1, so list them in the masks' order"
+            )
+        return np.asarray(mask.resize((self.size, self.size), Image.Resampling.NEAREST)) == target + 1
+
+    def regions(self, pairs: pd.DataFrame, kind: Literal["boxes", "segmentation"] = "boxes") -> torch.Tensor:
+        """(N,S,S) bool: where each row's class is, never empty.
+
+        ``"boxes"``: the union of the class's boxes, moved by the resizing. A pixel belongs to a box if its centre does;
+        a box too thin to cover a centre along an axis gets the pixel in its middle. ``"segmentation"``: the class's
+        pixels in ``SegmentationClass`` (index of the class plus one; 255 belongs to none), nearest; boxes for a row
+        whose image has no mask or whose mask does not show the class at this size. ``ValueError`` names a mask that
+        does not fit.
+        """
+        if kind not in ("boxes", "segmentation"):
+            raise ValueError(f"regions: kind must be 'boxes' or 'segmentation', not {kind!r}")
+        regions = np.zeros((len(pairs), self.size, self.size), dtype=bool)
+        for region, row in zip(regions, pairs.itertuples(), strict=True):
+            if kind == "segmentation" and row.has_mask:
+                region[:] = self._mask(row.image_id, row.target, row.width, row.height)
+            if not region.any():
+                region[:] = self._boxes(row.boxes, row.width, row.height)
+        return torch.from_numpy(regions)

@@ -1,0 +1,46 @@
+"""Small networks and images shared by the tests; every call builds them anew from fixed seeds."""
+
+import pytest
+import torch
+from torch import nn
+
+from ibsgl.network import SplitNetwork, build_network
+
+
+def _stir(network: SplitNetwork) -> SplitNetwork:
+    """Give batch norm statistics and parameters as after training; at their initial values they hide errors."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return network
+
+
+@pytest.fixture
+def networks() -> dict[str, SplitNetwork]:
+    """By name: a ResNet and a VGG of 4 classes and width 4, and a multi-label ResNet; in evaluation mode, float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = {
+            "resnet": build_network("resnet_small", 4, width=4),
+            "vgg": build_network("vgg_small", 4, width=4),
+            "multilabel": build_network("resnet_small", 4, width=4, multilabel=True),
+        }
+        return {name: _stir(network).eval() for name, network in built.items()}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Three images (3,3,48,64) in [0,1], smooth with some noise; not square, so that swapped sides show."""
+    g = torch.Generator().manual_seed(1)
+    coarse = torch.rand(3, 3, 5, 6, generator=g)
+    smooth = nn.functional.interpolate(coarse, size=(48, 64), mode="bicubic", align_corners=False)
+    return (smooth + 0.1 * torch.randn(smooth.shape, generator=g)).clamp(0, 1)
+
+
+@pytest.fixture
+def targets() -> torch.Tensor:
+    """A class for each of ``images``."""
+    return torch.tensor([2, 0, 3])

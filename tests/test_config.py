@@ -1,0 +1,133 @@
+"""One line naming the key, and the settings of a step are exactly what its result depends on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ibsgl import config
+
+SHAPES = Path(__file__).parents[1] / "config" / "shapes.yaml"
+
+
+def values(**changes):
+    """config/shapes.yaml with changes given as dotted keys."""
+    tree = yaml.safe_load(SHAPES.read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        node[last] = value
+    return tree
+
+
+def test_the_default_config_is_valid():
+    assert config.load(values()).name == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sead": 1}, "sead: there is no such key"),
+        ({"suppression__r": 1.5}, "suppression.r: Input should be less than or equal to 1 (it is 1.5)"),
+        ({"suppression__r": 0}, "suppression.r: Input should be greater than 0 (it is 0.0)"),
+        ({"seed": "one"}, "seed: Input should be a valid integer (it is 'one')"),
+        ({"seed": True}, "seed: Input should be a valid integer (it is True)"),
+        ({"guidance__training__lr": float("nan")}, "guidance.training.lr: Input should be a finite number (it is nan)"),
+        ({"guidance__training__leraning_rate": 1}, "guidance.training.leraning_rate: there is no such key"),
+        ({"metrics__bbox": "loose"}, "metrics.bbox: Input should be 'strict' or 'index' (it is 'loose')"),
+        ({"models__resnet__arch": "resnet5"}, "models.resnet.arch: arch 'resnet5' is unknown"),
+        ({"models__resnet__arch": "no_such_package:f"}, "models.resnet.arch: arch 'no_such_package:f': no module"),
+        ({"models__resnet__weights": "gone.pt"}, "models.resnet.weights: there is no file 'gone.pt'"),
+        ({"models": {}}, "models: give one network"),
+        ({"methods__rises": {}}, "methods.rises: no saliency method 'rises'; registered are"),
+        ({"methods__rise__mask": 5}, "methods.rise: method 'rise' has no setting 'mask'; its settings:"),
+        ({"methods__rise__masks": "many"}, "methods.rise: masks:"),
+        ({"methods__rise__masks": 0}, "methods.rise: "),
+        ({"methods__gradient": {}}, "methods: gradient is in every table anyway"),
+        ({"data__source": "voc"}, "data: root: give the folder"),
+        ({"data__source": "voc", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
+        ({"models__vgg__override": {"metrics": {}}}, "models.vgg.override.metrics: only"),
+        ({"models__vgg__override": {"guidance": {"mu": -1}}}, "models.vgg.override.guidance.mu: Input should be"),
+        ({"name": "../up"}, "name: String should match pattern"),
+    ],
+)
+def test_a_mistake_is_one_line_naming_the_key(changes, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(values(**changes))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_as_people_write_them():
+    loaded = config.load(values(bottleneck__alpha=1000, guidance__training__lr="1e-3"))
+    assert loaded.bottleneck.alpha == 1000.0
+    assert loaded.guidance.training.lr == 1e-3
+
+
+JOBS = [
+    ("data", {}),
+    ("index", {}),
+    *[
+        (step, {"model": model, **where})
+        for model in ("resnet", "vgg")
+        for step, where in [
+            ("classifier", {}),
+            ("statistics", {}),
+            ("bottleneck", {}),
+            ("guide", {"network": "guided"}),
+            ("guide", {"network": "control"}),
+            ("maps", {"network": "pretrained", "method": "rise"}),
+            ("maps", {"network": "pretrained", "method": "gradcam"}),
+            ("maps", {"network": "pretrained", "method": "bottleneck"}),
+            ("scores", {"network": "pretrained"}),
+            ("effect", {}),
+            ("deletion", {"network": "guided"}),
+        ]
+    ],
+]
+
+
+def changed(**changes):
+    """Steps whose settings differ after the change, as short names."""
+    before, after = config.parse(values()), config.parse(values(**changes))
+    return {
+        "/".join([step, *where.values()]) for step, where in JOBS if before.settings(step, **where) != after.settings(step, **where)
+    }
+
+
+def both(*steps):
+    return {f"{step}/{model}{rest}" for step, rest in steps for model in ("resnet", "vgg")}
+
+
+def test_settings_change_with_what_they_depend_on_and_nothing_else():
+    assert changed(methods__rise__masks=7) == both(("maps", "/pretrained/rise"))
+    assert changed(suppression__r=0.2) == both(("guide", "/guided"), ("effect", ""), ("deletion", "/guided"))
+    assert changed(bottleneck__alpha=5) == both(("bottleneck", ""), ("maps", "/pretrained/bottleneck"))
+    assert changed(metrics__miou__top=0.3) == both(("scores", "/pretrained"))
+    assert changed(guidance__step_size=0.5) == both(("guide", "/guided"))
+    assert changed(guidance__training__epochs=9) == both(("guide", "/guided"), ("guide", "/control"))
+    assert changed(models__vgg__override={"guidance": {"mu": 1}}) == {"guide/vgg/guided"}
+    # Neither the machine nor the batch shows in a result.
+    assert changed(device="cpu", threads=4, batch_size=7) == set()
+
+
+def test_a_new_seed_changes_every_step_that_draws():
+    assert {"data", "index", "classifier/resnet", "bottleneck/vgg", "maps/resnet/pretrained/rise"} <= changed(seed=1)
+
+
+def test_override_is_merged_for_its_model_alone():
+    loaded = config.load(values(models__vgg__override={"methods": {"rise": {"masks": 3}}, "guidance": {"mu": 1}}))
+    assert json.loads(loaded.settings("maps", model="vgg", network="guided", method="rise"))["settings"] == {"masks": 3}
+    assert loaded.for_model("vgg").guidance.mu == 1.0
+    assert loaded.for_model("resnet").guidance.mu == 2.0
+    assert loaded.for_model("vgg").guidance.step_size == loaded.guidance.step_size
+
+
+def test_every_table_cell_is_asked_for_once():
+    cells = config.load(values()).cells()
+    assert len(cells) == len(set(cells)) == 7 + 3 + 1 + 7 + 3

@@ -1,0 +1,37 @@
+# The data set: generated where the config asks for the built-in one, then read and checked once.
+if CONFIG.data.source == "shapes":
+
+    rule data:
+        """Generate the built-in data set in VOC layout."""
+        output:
+            directory(ROOT),
+        params:
+            settings=settings("data"),
+            code=source_digest("ibsgl.data.shapes", "ibsgl.randomness"),
+        log:
+            f"{RESULTS}/logs/data.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/data.tsv"
+        conda:
+            "../../environment.yml"
+        shell:
+            "ibsgl shapes --settings {params.settings:q} --out {output:q} 2> {log:q}"
+
+
+rule index:
+    """Read the VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
+    input:
+        root=ROOT,
+    output:
+        INDEX,
+    params:
+        settings=settings("index"),
+        code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
+    log:
+        f"{RESULTS}/logs/index.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/index.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "ibsgl index --root {input.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

@@ -1,0 +1,94 @@
+# Saliency maps of every method, their scores, and the deletion curves.
+from ibsgl import attribution
+
+SCORES_CODE = ("ibsgl.metrics", "ibsgl.evaluation", *DATA_CODE)
+
+
+def statistics_of(wildcards):
+    """The bottleneck map needs the statistics of its network's features; the other methods need nothing more."""
+    if wildcards.method == "bottleneck":
+        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+    return {}
+
+
+rule maps:
+    """Saliency maps of one method on one network, for one shard of the test pairs."""
+    input:
+        unpack(statistics_of),
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+    output:
+        f"{RESULTS}/{{model}}/maps/{{network}}/{{method}}/{{shard}}.npz",
+    params:
+        settings=settings("maps"),
+        options=lambda wildcards, input: [f"--statistics={input.statistics}"] if statistics_of(wildcards) else [],
+        code=lambda wildcards: source_digest(attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/maps/{{network}}/{{method}}/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/maps/{{network}}/{{method}}/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
+        " --settings {params.settings:q} --shard {wildcards.shard}"
+        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+
+
+rule scores:
+    """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map on one network."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        maps=maps_of,
+    output:
+        f"{RESULTS}/{{model}}/scores/{{network}}.parquet",
+    params:
+        settings=settings("scores"),
+        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
+        code=source_digest(*SCORES_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/scores/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
+        " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
+        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --records {RECORDS} --out {output:q} 2> {log:q}"
+
+
+rule deletion:
+    """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        maps=expand(f"{RESULTS}/{{{{model}}}}/maps/{{{{network}}}}/gradient/{{shard}}.npz", shard=SHARDS),
+    output:
+        f"{RESULTS}/{{model}}/deletion/{{network}}.parquet",
+    params:
+        settings=settings("deletion"),
+        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
+        code=source_digest(*SCORES_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/deletion/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/deletion/{{network}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"

@@ -1,0 +1,88 @@
+# The paper's tables and figures.
+for number in NUMBERS:
+
+    rule:
+        name:
+            f"table{number}"
+        input:
+            f"{RESULTS}/tables/table{number}.csv",
+
+
+rule table:
+    """One of Tables 1–4 beside the published figures: CSV, Markdown and LaTeX."""
+    input:
+        scores=scores_of,
+        published="results/published",
+    output:
+        csv=f"{RESULTS}/tables/table{{number}}.csv",
+        markdown=f"{RESULTS}/tables/table{{number}}.md",
+        latex=f"{RESULTS}/tables/table{{number}}.tex",
+    params:
+        settings=settings("table"),
+        scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
+        code=source_digest("ibsgl.tables", "ibsgl.statistics", "ibsgl.metrics"),
+    log:
+        f"{RESULTS}/logs/table{{number}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/table{{number}}.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "ibsgl table {params.scores:q} --published {input.published:q} --settings {params.settings:q}"
+        " --records {RECORDS} --out {output.csv:q} 2> {log:q}"
+
+
+rule figures:
+    """Figures 2, 3 and 4."""
+    input:
+        FIGURES,
+
+
+rule figure:
+    """Figure 2 (suppression) or 3 (before and after guidance): PNG and PDF."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=expand(f"{RESULTS}/{{model}}/{{network}}.pt", model=MODELS, network=("pretrained", "guided")),
+    output:
+        png=f"{RESULTS}/figures/figure{{number}}.png",
+        pdf=f"{RESULTS}/figures/figure{{number}}.pdf",
+    wildcard_constraints:
+        number="2|3",
+    params:
+        settings=settings("figure"),
+        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
+        code=source_digest("ibsgl.figures", "ibsgl.saliency", *DATA_CODE),
+    log:
+        f"{RESULTS}/logs/figure{{number}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure{{number}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl figure --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --records {RECORDS} --out {output.png:q} 2> {log:q}"
+
+
+rule figure4:
+    """Figure 4: the target's probability as the important region is deleted, before and after guidance."""
+    input:
+        curves=expand(f"{RESULTS}/{{model}}/deletion/{{network}}.parquet", model=MODELS, network=NETWORKS),
+    output:
+        png=f"{RESULTS}/figures/figure4.png",
+        pdf=f"{RESULTS}/figures/figure4.pdf",
+    params:
+        settings=CONFIG.settings("figure", number=4),
+        curves=lambda wildcards, input: [f"--curves={path}" for path in input.curves],
+        code=source_digest("ibsgl.figures", "ibsgl.statistics"),
+    log:
+        f"{RESULTS}/logs/figure4.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure4.tsv"
+    conda:
+        "../../environment.yml"
+    shell:
+        "ibsgl figure4 {params.curves:q} --settings {params.settings:q} --records {RECORDS} --out {output.png:q} 2> {log:q}"

@@ -1,0 +1,157 @@
+# The networks: the classifier, and from it the guided network and its control.
+DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
+TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
+BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
+GUIDANCE_CODE = (*TRAINING_CODE, "ibsgl.guidance", "ibsgl.saliency", "ibsgl.suppression", "ibsgl.bottleneck")
+
+
+rule classifier:
+    """Train the network to be explained (Eq. 2)."""
+    input:
+        index=INDEX,
+        root=ROOT,
+    output:
+        f"{RESULTS}/{{model}}/pretrained.pt",
+    params:
+        settings=settings("classifier"),
+        code=source_digest(*TRAINING_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/classifier.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/classifier.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --records {RECORDS} --out {output:q} 2> {log:q}"
+
+
+rule statistics:
+    """Mean and deviation of the feature map over the training images."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/pretrained.pt",
+    output:
+        f"{RESULTS}/{{model}}/statistics.pt",
+    params:
+        settings=settings("statistics"),
+        code=source_digest(*BOTTLENECK_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/statistics.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/statistics.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+
+
+rule bottleneck:
+    """L^ib of every training and held-out pair (Eq. 4–9), made once."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/pretrained.pt",
+        statistics=f"{RESULTS}/{{model}}/statistics.pt",
+    output:
+        f"{RESULTS}/{{model}}/bottleneck.pt",
+    params:
+        settings=settings("bottleneck"),
+        code=source_digest(*BOTTLENECK_CODE),
+    log:
+        f"{RESULTS}/logs/{{model}}/bottleneck.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/bottleneck.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl bottleneck --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        " --statistics {input.statistics:q} --settings {params.settings:q}"
+        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+
+
+def guidance_inputs(wildcards):
+    """Cached bottleneck maps, or the statistics to compute them as training goes; the control needs neither."""
+    if wildcards.network == "control":
+        return {}
+    if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
+        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+    return {"bottleneck": f"{RESULTS}/{wildcards.model}/bottleneck.pt"}
+
+
+def guidance_options(wildcards, input):
+    """The command line's side of :func:`guidance_inputs`."""
+    return [f"--{name}={getattr(input, name)}" for name in guidance_inputs(wildcards)]
+
+
+rule guide:
+    """Guided training (Algorithm 1), and the control: as long, without guidance."""
+    input:
+        unpack(guidance_inputs),
+        index=INDEX,
+        root=ROOT,
+        weights=f"{RESULTS}/{{model}}/pretrained.pt",
+    output:
+        f"{RESULTS}/{{model}}/{{network}}.pt",
+    wildcard_constraints:
+        network="guided|control",
+    params:
+        settings=settings("guide"),
+        options=guidance_options,
+        code=lambda wildcards: source_digest(*(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)),
+    log:
+        f"{RESULTS}/logs/{{model}}/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/{{network}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {input.root:q}"
+        " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
+        " --gpu {resources.gpu} --records {RECORDS} --out {output:q} 2> {log:q}"
+
+
+rule effect:
+    """L_CE, L_SS and accuracy of the three networks: guided against control."""
+    input:
+        index=INDEX,
+        root=ROOT,
+        weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
+        bottleneck=f"{RESULTS}/{{model}}/bottleneck.pt",
+    output:
+        losses=f"{RESULTS}/{{model}}/effect.parquet",
+        predictions=f"{RESULTS}/{{model}}/predictions.parquet",
+        table=f"{RESULTS}/tables/guidance_{{model}}.csv",
+        markdown=f"{RESULTS}/tables/guidance_{{model}}.md",
+    params:
+        settings=settings("effect"),
+        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
+        code=source_digest(*GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"),
+    log:
+        f"{RESULTS}/logs/{{model}}/effect.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/effect.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+    shell:
+        "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"
+        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --records {RECORDS}"
+        " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} 2> {log:q}"
