@@ -87,6 +87,10 @@ def _parse(settings: str) -> StepSettings:
         raise typer.BadParameter(f"{key}: {first['msg']}", param_hint="--settings") from None
 
 
+def _as_json(step: StepSettings) -> dict[str, Any]:
+    return step.model_dump(mode="json", exclude_unset=True)
+
+
 @contextmanager
 def _written(out: Path) -> Iterator[Path]:
     """A path beside ``out`` that becomes ``out`` if the block ends well."""
@@ -222,7 +226,7 @@ def classifier(
         seed=step.seed,
         device=device,
         checkpoint=checkpoint,
-        digest=_digest(settings, data.index.digest, device.type),
+        digest=_digest(json.dumps(_as_json(step), sort_keys=True), data.index.digest, device.type),
     )
     key, value = classification_score(
         predict(network, data, "test", step.training.batch_size, device), data.labels("test"), step.network.multilabel
@@ -233,7 +237,7 @@ def classifier(
         records,
         f"{model}/classifier",
         "training",
-        json.loads(settings),
+        _as_json(step),
         started=started,
         metrics={f"test_{key}": value},
         history=history,
@@ -362,7 +366,7 @@ def guide(
         seed=step.seed,
         device=device,
         checkpoint=checkpoint,
-        digest=_digest(settings, data.index.digest, provenance.digest_file(weights), device.type),
+        digest=_digest(json.dumps(_as_json(step), sort_keys=True), data.index.digest, provenance.digest_file(weights), device.type),
     )
     _, after = score()
     with _written(out) as temporary:
@@ -371,7 +375,7 @@ def guide(
         records,
         f"{model}/{network_name}",
         "training",
-        json.loads(settings),
+        _as_json(step),
         started=started,
         metrics={f"test_{key}_before": before, f"test_{key}": after},
         history=history,
@@ -509,7 +513,7 @@ def scores(
             records,
             f"{model}/{network_name}/{method}",
             "evaluation",
-            made_with | json.loads(settings),
+            made_with | _as_json(step),
             started=started,
             metrics={key: float(value) for key, value in mean.items()},
             tags=tags,
@@ -562,7 +566,7 @@ def effect(
         records,
         f"{model}/effect",
         "table",
-        json.loads(settings),
+        _as_json(step),
         started=started,
         metrics={f"{row.network}.{row.metric}": float(row.value) for row in table.itertuples()},
         tags=provenance.collect(str(device), data_digest=data.index.digest),
@@ -642,7 +646,7 @@ def table(
         records,
         f"table{step.number}",
         "table",
-        json.loads(settings),
+        _as_json(step),
         started=started,
         metrics={
             f"{row.network}.{row.method}.{row.metric}": float(row.value)
@@ -688,10 +692,10 @@ def figure(
                 raise typer.BadParameter(f"give {model}/{network}.pt too", param_hint="--weights")
             networks[network] = _network(spec, len(data.index.class_names), files[model, network], device)
         pairs = figures.choose_pairs(data.pairs("test"), step.figures.examples, step.seed)
-        given = "suppressions" in step.model_fields_set
-        suppression = step.suppressions[model] if given else configuration.Suppression()
+        # Figure 3 shows no L_SS and so depends on no r.
+        r = step.suppressions[model].r if step.number == 2 else configuration.Suppression().r
         examples[model] = figures.suppression_examples(
-            networks["pretrained"], networks["guided"], data, pairs, device, r=suppression.r
+            networks["pretrained"], networks["guided"], data, pairs, device, r=r
         )
     draw = figures.figure2 if step.number == 2 else figures.figure3
     figures.save(draw(examples, seed=step.seed), out)
@@ -699,7 +703,7 @@ def figure(
         records,
         f"figure{step.number}",
         "figure",
-        step.model_dump(mode="json", exclude_unset=True),
+        _as_json(step),
         started=started,
         metrics={},
         tags=provenance.collect(str(device), data_digest=data.index.digest),
@@ -734,7 +738,7 @@ def figure4(
         records,
         "figure4",
         "figure",
-        step.model_dump(mode="json", exclude_unset=True),
+        _as_json(step),
         started=started,
         metrics={f"{row.model}.{row.network}.area": float(row.area) for row in areas.itertuples()},
         tags=provenance.collect("cpu"),

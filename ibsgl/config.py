@@ -437,7 +437,10 @@ def _figure(config: Config, number: int, **_: Any) -> dict[str, Any]:
     part = {"number": int(number), "seed": config.seed, "networks": {m: config.network(m) for m in config.models}}
     if int(number) == 4:
         return part | {"deletion": config.deletion.model_dump(), "resamples": config.tables.resamples}
-    return part | {"figures": config.figures.model_dump()}
+    part |= {"figures": config.figures.model_dump()}
+    if int(number) == 2:
+        part["suppressions"] = {model: config.for_model(model).suppression.model_dump() for model in config.models}
+    return part
 
 
 _STEPS = {

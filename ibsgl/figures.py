@@ -473,15 +473,18 @@ def figure4(curves: pd.DataFrame, *, seed: int, resamples: int = 10000) -> tuple
 
 
 def _deletion_note(table: pd.DataFrame) -> str:
-    counts = []
-    for model, rows in table.groupby("model", sort=False):
-        pairs, images, repeats = (int(rows[key].iloc[0]) for key in ("pairs", "images", "repeats"))
-        counts.append(f"{model}: {pairs} (image, class) pairs of {images} images, {repeats} random orders of deletion")
+    counts = {
+        model: f"{rows['pairs'].iloc[0]} (image, class) pairs of {rows['images'].iloc[0]} images, "
+        f"{rows['repeats'].iloc[0]} random orders of deletion"
+        for model, rows in table.groupby("model", sort=False)
+    }
     # The models usually share the data, and then it need not be said twice.
-    facts = {count.split(": ", 1)[1] for count in counts}
-    said = facts.pop() if len(facts) == 1 else "; ".join(counts)
-    return f"{said}. Light band: 95 % bootstrap interval over images; dark band: range of the "
-        "orders' means. A curve that starts lower has a smaller area for that reason alone."
+    same = len(set(counts.values())) == 1
+    said = next(iter(counts.values())) if same else "; ".join(f"{model}: {count}" for model, count in counts.items())
+    return (
+        f"{said}. Light band: 95 % bootstrap interval over images; dark band: range of the orders' means. A curve that "
+        "starts lower has a smaller area for that reason alone."
+    )
 
 
 def save(figure: Figure, png: Path) -> None:

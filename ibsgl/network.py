@@ -124,7 +124,7 @@ def same_image_groups(images: torch.Tensor) -> torch.Tensor:
     not depend on the class (RISE, Score-CAM) run them once per group.
     """
     new = (images[1:] != images[:-1]).flatten(1).any(1)
-    return torch.cat([new.new_zeros(1, dtype=torch.int64), new.cumsum(0)])
+    return torch.cat([new.new_zeros(min(len(images), 1), dtype=torch.int64), new.cumsum(0)])
 
 
 def _conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

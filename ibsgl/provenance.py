@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -33,6 +34,8 @@ PACKAGES = (
     "snakemake",
     "mlflow",
 )
+
+RECORD = frozenset({"cell", "kind", "settings", "metrics", "history", "artifacts", "tags", "started", "seconds"})
 
 
 def collect(device: str, **extra: Any) -> dict[str, Any]:
@@ -183,18 +186,24 @@ def write_record(
         tags: what :func:`collect` returned.
         started: seconds since the epoch.
         seconds: how long the step took.
-        history: one row per epoch, each with its ``epoch``.
+        history: one row per epoch, each with its number as ``epoch``.
         artifacts: files that belong to the result, relative to the working directory.
 
     Returns:
         The record's path.
+
+    Raises:
+        ValueError: a row of ``history`` has no ``epoch``.
     """
+    history = [{key: float(value) for key, value in row.items()} for row in history]
+    if any("epoch" not in row for row in history):
+        raise ValueError(f"{cell}: every row of the history needs the number of its epoch under 'epoch'")
     record = {
         "cell": cell,
         "kind": kind,
         "settings": dict(settings),
         "metrics": {key: float(value) for key, value in metrics.items()},
-        "history": [{key: float(value) for key, value in row.items()} for row in history],
+        "history": history,
         "artifacts": [Path(path).as_posix() for path in artifacts],
         "tags": dict(tags),
         "started": float(started),
@@ -222,19 +231,18 @@ def write_json(path: Path, content: Any) -> None:
 def read_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Every record in ``directory``, oldest first; empty where there is none.
 
-    Each also has its ``digest``: SHA-256 of the file, which tells one execution of a cell from the next.
-
-    Raises:
-        ValueError: a file there is not a record.
+    Each also has its ``digest``: SHA-256 of the file, which tells one execution of a cell from the next. A file that is
+    not a record is passed over with a warning, so that it does not keep the others from being logged.
     """
     records = []
     for path in Path(directory).glob("*.json"):
+        content = path.read_bytes()
         try:
-            content = path.read_bytes()
             record = json.loads(content)
-            records.append(record | {"digest": hashlib.sha256(content).hexdigest(), "started": record["started"]})
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
-            raise ValueError(
-                f"{path} is not a record of this benchmark; remove it and run the workflow again"
-            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            record = None
+        if not isinstance(record, dict) or not record.keys() >= RECORD:
+            warnings.warn(f"{path} is not a record of this benchmark and is passed over; remove it", stacklevel=2)
+            continue
+        records.append(record | {"digest": hashlib.sha256(content).hexdigest()})
     return sorted(records, key=lambda record: (record["started"], record["cell"]))

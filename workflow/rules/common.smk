@@ -1,8 +1,7 @@
 # What every rule shares: the checked config, where results live, and how settings reach a job.
 import os
 import sys
-
-from snakemake.exceptions import WorkflowError
+from pathlib import Path
 
 from ibsgl import config as configuration
 from ibsgl.provenance import source_digest
@@ -11,6 +10,11 @@ try:
     CONFIG = configuration.load(config)
 except configuration.ConfigError as error:
     sys.exit(f"config: {error}")
+
+# Jobs call `ibsgl`, which stands beside this interpreter whether or not its environment is activated.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
 
 RESULTS = f"results/{CONFIG.name}"
 RECORDS = f"{RESULTS}/records"

@@ -5,15 +5,15 @@ if CONFIG.data.source == "shapes":
         """Generate the built-in data set in VOC layout."""
         output:
             directory(ROOT),
-        params:
-            settings=settings("data"),
-            code=source_digest("ibsgl.data.shapes", "ibsgl.randomness"),
         log:
             f"{RESULTS}/logs/data.log",
         benchmark:
             f"{RESULTS}/benchmarks/data.tsv"
         conda:
             "../../environment.yml"
+        params:
+            settings=settings("data"),
+            code=source_digest("ibsgl.data.shapes", "ibsgl.randomness"),
         shell:
             "ibsgl shapes --settings {params.settings:q} --out {output:q} 2> {log:q}"
 
@@ -24,14 +24,14 @@ rule index:
         root=ROOT,
     output:
         INDEX,
-    params:
-        settings=settings("index"),
-        code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
     log:
         f"{RESULTS}/logs/index.log",
     benchmark:
         f"{RESULTS}/benchmarks/index.tsv"
     conda:
         "../../environment.yml"
+    params:
+        settings=settings("index"),
+        code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
     shell:
         "ibsgl index --root {input.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

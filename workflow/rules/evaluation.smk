@@ -20,10 +20,6 @@ rule maps:
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
         f"{RESULTS}/{{model}}/maps/{{network}}/{{method}}/{{shard}}.npz",
-    params:
-        settings=settings("maps"),
-        options=lambda wildcards, input: [f"--statistics={input.statistics}"] if statistics_of(wildcards) else [],
-        code=lambda wildcards: source_digest(attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/maps/{{network}}/{{method}}/{{shard}}.log",
     benchmark:
@@ -33,6 +29,14 @@ rule maps:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("maps"),
+        options=lambda wildcards, input: (
+            [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
+        ),
+        code=lambda wildcards: source_digest(
+            attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE
+        ),
     shell:
         "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
@@ -48,10 +52,6 @@ rule scores:
         maps=maps_of,
     output:
         f"{RESULTS}/{{model}}/scores/{{network}}.parquet",
-    params:
-        settings=settings("scores"),
-        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/scores/{{network}}.log",
     benchmark:
@@ -61,6 +61,10 @@ rule scores:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("scores"),
+        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
+        code=source_digest(*SCORES_CODE),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
         " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
@@ -73,13 +77,12 @@ rule deletion:
         index=INDEX,
         root=ROOT,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
-        maps=expand(f"{RESULTS}/{{{{model}}}}/maps/{{{{network}}}}/gradient/{{shard}}.npz", shard=SHARDS),
+        maps=expand(
+            f"{RESULTS}/{{{{model}}}}/maps/{{{{network}}}}/gradient/{{shard}}.npz",
+            shard=SHARDS,
+        ),
     output:
         f"{RESULTS}/{{model}}/deletion/{{network}}.parquet",
-    params:
-        settings=settings("deletion"),
-        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/deletion/{{network}}.log",
     benchmark:
@@ -89,6 +92,10 @@ rule deletion:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("deletion"),
+        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
+        code=source_digest(*SCORES_CODE),
     shell:
         "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"

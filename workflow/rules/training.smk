@@ -2,7 +2,13 @@
 DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
 TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
 BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
-GUIDANCE_CODE = (*TRAINING_CODE, "ibsgl.guidance", "ibsgl.saliency", "ibsgl.suppression", "ibsgl.bottleneck")
+GUIDANCE_CODE = (
+    *TRAINING_CODE,
+    "ibsgl.guidance",
+    "ibsgl.saliency",
+    "ibsgl.suppression",
+    "ibsgl.bottleneck",
+)
 
 
 rule classifier:
@@ -12,9 +18,6 @@ rule classifier:
         root=ROOT,
     output:
         f"{RESULTS}/{{model}}/pretrained.pt",
-    params:
-        settings=settings("classifier"),
-        code=source_digest(*TRAINING_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/classifier.log",
     benchmark:
@@ -24,6 +27,9 @@ rule classifier:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("classifier"),
+        code=source_digest(*TRAINING_CODE),
     shell:
         "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {RECORDS} --out {output:q} 2> {log:q}"
@@ -37,9 +43,6 @@ rule statistics:
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
     output:
         f"{RESULTS}/{{model}}/statistics.pt",
-    params:
-        settings=settings("statistics"),
-        code=source_digest(*BOTTLENECK_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/statistics.log",
     benchmark:
@@ -49,6 +52,9 @@ rule statistics:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("statistics"),
+        code=source_digest(*BOTTLENECK_CODE),
     shell:
         "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
@@ -63,9 +69,6 @@ rule bottleneck:
         statistics=f"{RESULTS}/{{model}}/statistics.pt",
     output:
         f"{RESULTS}/{{model}}/bottleneck.pt",
-    params:
-        settings=settings("bottleneck"),
-        code=source_digest(*BOTTLENECK_CODE),
     log:
         f"{RESULTS}/logs/{{model}}/bottleneck.log",
     benchmark:
@@ -75,6 +78,9 @@ rule bottleneck:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("bottleneck"),
+        code=source_digest(*BOTTLENECK_CODE),
     shell:
         "ibsgl bottleneck --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
         " --statistics {input.statistics:q} --settings {params.settings:q}"
@@ -104,21 +110,23 @@ rule guide:
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
     output:
         f"{RESULTS}/{{model}}/{{network}}.pt",
-    wildcard_constraints:
-        network="guided|control",
-    params:
-        settings=settings("guide"),
-        options=guidance_options,
-        code=lambda wildcards: source_digest(*(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)),
     log:
         f"{RESULTS}/logs/{{model}}/{{network}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{model}}/{{network}}.tsv"
+    wildcard_constraints:
+        network="guided|control",
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("guide"),
+        options=guidance_options,
+        code=lambda wildcards: source_digest(
+            *(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)
+        ),
     shell:
         "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {input.root:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
@@ -137,10 +145,6 @@ rule effect:
         predictions=f"{RESULTS}/{{model}}/predictions.parquet",
         table=f"{RESULTS}/tables/guidance_{{model}}.csv",
         markdown=f"{RESULTS}/tables/guidance_{{model}}.md",
-    params:
-        settings=settings("effect"),
-        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
-        code=source_digest(*GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"),
     log:
         f"{RESULTS}/logs/{{model}}/effect.log",
     benchmark:
@@ -150,6 +154,12 @@ rule effect:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+    params:
+        settings=settings("effect"),
+        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
+        code=source_digest(
+            *GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"
+        ),
     shell:
         "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {input.root:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"

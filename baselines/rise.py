@@ -1,0 +1,96 @@
+"""RISE (Petsiuk, Das & Saenko, BMVC 2018): the mean of random masks, each weighted by the score of what it shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ibsgl.network import SplitNetwork, check_batch, evaluating, same_image_groups
+from ibsgl.randomness import Generators, draw
+
+
+@dataclass(frozen=True)
+class RISE:
+    """RISE with N random masks M_i and the target's probability f (softmax; sigmoid on a multi-label network)::
+
+        S(λ) = 1 / (N p) Σ_i f(x ∘ M_i) M_i(λ)        (Eq. 6, E[M] = p)
+
+    A mask is a grid of ``cells`` × ``cells`` independent bits, 1 with probability p, brought bilinearly to
+    (cells + 1)⌈H/cells⌉ × (cells + 1)⌈W/cells⌉ and cropped to H×W at a random shift of less than one cell (§3.2).
+
+    Passes do not depend on the class: an image that stands in neighbouring places of the batch with several targets and
+    the same draw is passed once for all.
+
+    Args:
+        masks: N (published: 4000 for VGG-16, 8000 for ResNet-50).
+        cells: cells of the grid along each side (published: 7).
+        p: probability that a cell is shown (published: 0.5).
+        fill: what is behind a mask, ``"black"`` (the paper's product), or ``"mean"``, the colour that the network's
+            normalisation maps to zero (the product with a normalised image, as in its authors' code).
+        chunk: masked images a forward pass; bounds the memory and leaves the result as it is, but for rounding.
+    """
+
+    label: ClassVar[str] = "RISE"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    masks: int = 8000
+    cells: int = 7
+    p: float = 0.5
+    fill: str = "black"
+    chunk: int = 64
+
+    def __post_init__(self):
+        for field in ("masks", "cells", "chunk"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"rise: {field} must be at least 1, not {getattr(self, field)}")
+        if not 0 < self.p <= 1:
+            raise ValueError(f"rise: p must be above 0 and at most 1, not {self.p}")
+        if self.fill not in ("black", "mean"):
+            raise ValueError(f"rise: fill must be black or mean, not {self.fill!r}")
+
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """Images (B,3,H,W) and targets (B,) → (B,H,W) in [0, 1/p], in units of the probability."""
+        check_batch(images, targets)
+        # Drawn whole before any mask is made: the chunk size cannot change the draw.
+        draws = draw(self._draw, len(images), generator).to(images.device)
+        new = same_image_groups(images).diff().bool() | (draws[1:] != draws[:-1]).flatten(1).any(1)
+        starts = [0, *(new.nonzero()[:, 0] + 1).tolist(), len(images)]
+        size = images.shape[-2:]
+        saliency = images.new_zeros(len(images), size[0] * size[1])
+        with evaluating(network), torch.no_grad():
+            fill = network.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
+            for start, end in pairwise(starts):
+                for numbers in draws[start].split(self.chunk):
+                    masks = self._masks(numbers, size).to(images)
+                    logits = network(torch.lerp(fill, images[start], masks[:, None]))
+                    scores = network.probabilities(logits)[:, targets[start:end]]
+                    # Half precision would do for the network's passes, not for a sum over thousands of masks.
+                    with torch.autocast(images.device.type, enabled=False):
+                        saliency[start:end] += scores.to(masks).T @ masks.flatten(1)
+        return (saliency / (self.masks * self.p)).unflatten(1, size)
+
+    def _draw(self, generator: torch.Generator) -> torch.Tensor:
+        """Uniform numbers in [0,1), (N, cells² + 2): a mask's cells, row by row, and its two shifts."""
+        return torch.rand(self.masks, self.cells**2 + 2, generator=generator, device=generator.device)
+
+    def _masks(self, numbers: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Masks (n,H,W) in [0,1] made of ``numbers`` (n, cells² + 2) as drawn."""
+        grids = (numbers[:, :-2] < self.p).to(numbers).unflatten(1, (1, self.cells, self.cells))
+        cell = [math.ceil(side / self.cells) for side in size]
+        large = nn.functional.interpolate(
+            grids, [(self.cells + 1) * side for side in cell], mode="bilinear", align_corners=False
+        )[:, 0]
+        # u·cell may round up to cell.
+        places = [
+            (numbers[:, axis, None] * cell[axis]).long().clamp_max(cell[axis] - 1)
+            + torch.arange(size[axis], device=numbers.device)
+            for axis in (-2, -1)
+        ]
+        index = torch.arange(len(numbers), device=numbers.device)
+        return large[index[:, None, None], places[0][:, :, None], places[1][:, None, :]]

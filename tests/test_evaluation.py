@@ -1,0 +1,141 @@
+"""Maps, scores and the effect of guidance do not depend on batches or shards, and scores are the metrics of the maps."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ibsgl import attribution, config, evaluation
+from ibsgl.bottleneck import FeatureStatistics
+from ibsgl.data.loading import VOCData
+from ibsgl.data.shapes import generate
+from ibsgl.data.voc import build_index
+from ibsgl.guidance import saliency_cross_entropy
+from ibsgl.network import build_network
+from ibsgl.saliency import gradient_saliency
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "VOC2007"
+    generate(root, seed=0, trainval=30, test=9, size=32, progress=False)
+    return VOCData(build_index(root, splits={"train": "trainval", "test": "test"}, held_out=0.3, seed=0), root, 32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_network("resnet_small", 6, width=4).eval()
+
+
+METHODS = {
+    "gradient": {},
+    "rise": {"masks": 12, "cells": 3},
+    "bottleneck": {"steps": 2, "samples": 2},
+    "random": {},
+    "oracle": {},
+}
+
+
+def maps(data, network, name, pairs, batch_size):
+    statistics = FeatureStatistics().update(network.stem(data.images(data.ids("train"))).detach())
+    return evaluation.compute_maps(
+        network, data, pairs, attribution.get(name, **METHODS[name]), name, seed=1, batch_size=batch_size, device=CPU,
+        statistics=statistics,
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_neither_batches_nor_shards_show(data, network, name):
+    pairs = data.pairs("test")
+    whole = maps(data, network, name, pairs, 9)
+    torch.testing.assert_close(maps(data, network, name, pairs, 2), whole, rtol=1e-4, atol=1e-5)
+    for number in range(3):
+        part = evaluation.shard(pairs, number, 3)
+        torch.testing.assert_close(
+            maps(data, network, name, part, 4), whole[part.index.to_numpy()], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_shards_are_a_partition_that_keeps_images_whole():
+    pairs = pd.DataFrame({"image_id": ["a", "a", "b", "c", "c", "c", "d"], "target": [0, 1, 0, 0, 1, 2, 1]})
+    parts = [evaluation.shard(pairs, number, 3) for number in range(3)]
+    assert [list(part["image_id"]) for part in parts] == [["a", "a", "d"], ["b"], ["c", "c", "c"]]
+
+
+def test_a_method_that_gives_nan_is_named(data, network):
+    class Broken:
+        requires = frozenset()
+
+        def __call__(self, network, images, targets, generator=None):
+            return torch.full((len(images), 32, 32), torch.nan)
+
+    with pytest.raises(FloatingPointError, match=r"broken: the map of image shapes_test_00000, class cross"):
+        evaluation.compute_maps(network, data, data.pairs("test"), Broken(), "broken", seed=0, batch_size=4, device=CPU)
+
+
+def test_scores_by_hand(data, network):
+    """The whole image as map, and the box as map."""
+    pairs = data.pairs("test")
+    region = data.regions(pairs)
+    ramp = torch.arange(32 * 32).float().view(1, 32, 32).expand(9, -1, -1)
+    table = evaluation.score_maps(
+        network,
+        data,
+        pairs,
+        {"box": region.float(), "ramp": ramp},
+        config.Metrics(),
+        batch_size=4,
+        device=CPU,
+    )
+    assert list(table["method"]) == ["box"] * 9 + ["ramp"] * 9
+    assert (table[table["method"] == "box"]["ebpg"] == 1).all()
+    # The ramp's last 15 % of the pixels, in row-major order, are what is kept.
+    images, targets = data.images(list(pairs["image_id"])), torch.tensor(pairs["target"].to_numpy())
+    kept = images.reshape(9, 3, -1).clone()
+    kept[:, :, : int(np.ceil(0.85 * 1023))] = 0
+    with torch.no_grad():
+        full = network(images).softmax(1)[range(9), targets]
+        part = network(kept.view(9, 3, 32, 32)).softmax(1)[range(9), targets]
+    rows = table[table["method"] == "ramp"]
+    np.testing.assert_allclose(rows["p_full"], full, rtol=1e-4)
+    np.testing.assert_allclose(rows["p_kept"], part, rtol=1e-4)
+    np.testing.assert_allclose(rows["average_drop"], np.maximum(full - part, 0) / full, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(rows["average_increase"], part > full)
+
+
+def test_guidance_effect_is_measured_on_the_held_out_images(data, network):
+    pairs = data.pairs("held_out")
+    l_ib = torch.rand(len(pairs), 2, 2, generator=torch.Generator().manual_seed(0))
+    losses, predictions = evaluation.guidance_effect(
+        network, data, l_ib, r=0.35, cross_entropy="distribution", batch_size=4, device=CPU
+    )
+    assert list(losses["image_id"]) == list(pairs["image_id"])
+    images, targets = data.images(list(pairs["image_id"])), torch.tensor(pairs["target"].to_numpy())
+    l_c = gradient_saliency(network.head, network.stem(images).detach(), targets)
+    np.testing.assert_allclose(losses["l_ce"], saliency_cross_entropy(l_c, l_ib), rtol=1e-4)
+    assert losses["l_ss"].between(0, 0.5).all()
+    assert list(predictions["image_id"]) == data.ids("test")
+    with torch.no_grad():
+        hits = network(data.images(data.ids("test"))).argmax(1) == torch.tensor(data.pairs("test")["target"].to_numpy())
+    assert list(predictions["correct"]) == hits.double().tolist()
+
+
+def test_deletion_curves_start_at_the_whole_image(data, network):
+    pairs = data.pairs("test")
+    saliency = maps(data, network, "gradient", pairs, 9)
+    settings = config.Deletion(points=3, repeats=2)
+    curves = evaluation.deletion_curves(
+        network, data, pairs, saliency, settings, r=0.35, seed=0, batch_size=4, device=CPU
+    )
+    assert len(curves) == 9 * 2 * 3
+    start = curves[curves["fraction"] == 0].groupby("image_id", sort=False)["probability"].first()
+    with torch.no_grad():
+        full = network(data.images(list(pairs["image_id"]))).softmax(1)[range(9), pairs["target"].to_numpy()]
+    np.testing.assert_allclose(start, full, rtol=1e-4)
+    again = evaluation.deletion_curves(
+        network, data, pairs, saliency, settings, r=0.35, seed=0, batch_size=9, device=CPU
+    )
+    np.testing.assert_allclose(curves["probability"], again["probability"], rtol=1e-4)

@@ -1,0 +1,210 @@
+"""Facts, digests and records: what they react to, and what they do not."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ibsgl import provenance
+from ibsgl.provenance import collect, digest_file, read_records, source_digest, write_record
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    done = subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one committed file, ``code.py``."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    (tmp_path / ".gitignore").write_text("environment/\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "x")
+    return tmp_path
+
+
+def test_commit_and_dirty_flag(repository):
+    head = git(repository, "rev-parse", "HEAD")
+    assert provenance._commit(repository / "code.py") == (head, False)
+    (repository / "new.py").write_text("")
+    assert provenance._commit(repository / "code.py") == (head, True)
+
+
+def test_an_ignored_file_is_not_the_repositorys_code(repository):
+    installed = repository / "environment"
+    installed.mkdir()
+    (installed / "code.py").write_text("x = 1\n")
+    assert provenance._commit(installed / "code.py") == ("unknown", True)
+
+
+def test_no_repository_or_no_git_is_unknown(repository, tmp_path_factory, monkeypatch):
+    outside = tmp_path_factory.mktemp("outside") / "code.py"
+    assert provenance._commit(outside) == ("unknown", True)
+    monkeypatch.setenv("PATH", "")
+    assert provenance._commit(repository / "code.py") == ("unknown", True)
+
+
+def test_facts_are_json_without_paths():
+    facts = collect("cpu", data_digest="abc")
+    assert facts["data_digest"] == "abc"
+    assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "torchvision", "numpy", "ibsgl", "snakemake", "mlflow"} <= facts["versions"].keys()
+    assert facts["device"]
+    text = json.dumps(facts)
+    assert str(Path(__file__).resolve().parents[1]) not in text
+    assert str(Path.home()) not in text
+
+
+def test_file_digest(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    # FIPS 180-4's own example.
+    assert digest_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+SOURCE = '''"""Doc."""
+import missing_package
+
+
+def f(x):
+    """Doc."""
+    # a comment
+    return x + 1
+
+
+class A:
+    """Doc."""
+'''
+REFORMATTED = """import missing_package
+def f( x ):
+    return (x
+            + 1)
+class A:
+    'Another.'
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """``planted`` with the modules ``planted.one`` and ``planted.sub.two``; importing any of them fails."""
+    root = tmp_path / "planted"
+    (root / "sub").mkdir(parents=True)
+    for file in ("__init__.py", "one.py", "sub/__init__.py", "sub/two.py"):
+        (root / file).write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return root
+
+
+def test_layout_comments_and_docstrings_do_not_change_the_digest(package):
+    before = source_digest("planted.one")
+    (package / "one.py").write_text(REFORMATTED)
+    assert source_digest("planted.one") == before
+    assert "planted" not in sys.modules
+
+
+@pytest.mark.parametrize(("old", "new"), [("x + 1", "x + 2"), ("x + 1", "x - 1"), ("def f", "def g"), ("(x)", "(x=1)")])
+def test_an_edit_changes_the_digest(package, old, new):
+    before = source_digest("planted.one")
+    (package / "one.py").write_text(SOURCE.replace(old, new))
+    assert source_digest("planted.one") != before
+
+
+def test_a_package_stands_for_all_below_it_and_only_that(package):
+    whole, sub, one = source_digest("planted"), source_digest("planted.sub"), source_digest("planted.one")
+    (package / "sub" / "two.py").write_text(SOURCE.replace("1", "2"))
+    assert source_digest("planted") != whole
+    assert source_digest("planted.sub") != sub
+    assert source_digest("planted.one") == one
+    with_new_file = source_digest("planted")
+    (package / "three.py").write_text("")
+    assert source_digest("planted") != with_new_file
+
+
+def test_digest_depends_on_neither_order_nor_place(package, tmp_path_factory, monkeypatch):
+    before = source_digest("planted.one", "planted.sub")
+    assert source_digest("planted.sub", "planted.one", "planted.one") == before
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    package.rename(elsewhere / "planted")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert source_digest("planted.one", "planted.sub") == before
+
+
+@pytest.mark.parametrize("name", ["planted.four", "planted.one.deeper", "not_there_at_all"])
+def test_unknown_module_is_named(package, name):
+    with pytest.raises(ModuleNotFoundError, match=name):
+        source_digest(name)
+
+
+def test_digests_of_this_project_import_no_torch():
+    code = (
+        "import sys; from ibsgl.provenance import source_digest\n"
+        "source_digest('ibsgl.metrics', 'ibsgl.data.voc', 'ibsgl.network', 'baselines.gradcam')\n"
+        "print(sorted({'torch', 'mlflow', 'snakemake', 'ibsgl.data', 'baselines'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def record(directory, cell="resnet/guided/rise", started=100.0, **changes):
+    facts = {"settings": {"seed": 1}, "metrics": {"ebpg": 0.5}, "tags": {"commit": "abc"}, "seconds": 2.0}
+    return write_record(directory, cell, "evaluation", started=started, **(facts | changes))
+
+
+def test_records_come_back_oldest_first(tmp_path):
+    history = [{"epoch": 1, "loss": 2.0}]
+    path = record(tmp_path, started=200.0, history=history, artifacts=[Path("results", "a.csv")])
+    record(tmp_path, "table1", started=100.0)
+    assert path == tmp_path / "resnet__guided__rise.json"
+    assert [r["cell"] for r in read_records(tmp_path)] == ["table1", "resnet/guided/rise"]
+    expected = {
+        "cell": "resnet/guided/rise",
+        "kind": "evaluation",
+        "settings": {"seed": 1},
+        "metrics": {"ebpg": 0.5},
+        "history": history,
+        "artifacts": ["results/a.csv"],
+        "tags": {"commit": "abc"},
+        "started": 200.0,
+        "seconds": 2.0,
+        "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    assert read_records(tmp_path)[1] == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_new_execution_replaces_the_record_and_has_another_digest(tmp_path):
+    record(tmp_path, started=100.0)
+    (before,) = read_records(tmp_path)
+    record(tmp_path, started=101.0)
+    (after,) = read_records(tmp_path)
+    assert before["digest"] != after["digest"]
+
+
+def test_a_record_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+    record(tmp_path)
+    before = read_records(tmp_path)
+    with pytest.raises(TypeError):
+        record(tmp_path, settings={"network": object()})
+    assert read_records(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_history_without_epoch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"rise: .*epoch"):
+        record(tmp_path, history=[{"loss": 1.0}])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_file_that_is_no_record_is_passed_over_aloud(tmp_path, content):
+    record(tmp_path)
+    (tmp_path / "stray.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"stray\.json is not a record"):
+        assert len(read_records(tmp_path)) == 1
+
+
+def test_no_folder_no_records(tmp_path):
+    assert read_records(tmp_path / "none") == []

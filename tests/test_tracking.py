@@ -1,0 +1,301 @@
+"""Records into a real SQLite store: completely, once each, and also after a server was away or a process was killed."""
+
+import io
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+
+from ibsgl import provenance, tracking
+from ibsgl.tracking import Tracker, _Invocation, _message, log_records, pending_records
+
+CELLS = [f"resnet/guided/m{i}" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def two_followers(tmp_path_factory):
+    """A fresh store's folder after two followers logged the same six records into it at once, as FAILED workflows.
+
+    The other tests share the store, since creating its tables takes seconds, and differ by experiment.
+    """
+    folder = tmp_path_factory.mktemp("store")
+    records = Path("results", "tiny", "records")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for cell in CELLS:
+            write(records, cell)
+        followers = [Tracker("two", records, {"name": "two"}) for _ in range(2)]
+        for follower in followers:
+            follower.start()
+        said = io.StringIO()
+        with redirect_stderr(said):
+            for follower in followers:
+                follower.finish("FAILED")
+    return folder, said.getvalue()
+
+
+@pytest.fixture
+def store(two_followers):
+    """URI of a store whose tables exist."""
+    return f"sqlite:///{two_followers[0]}/mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def records(store, folder, monkeypatch):
+    """A records folder that is logged to the shared store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return folder / "results" / "tiny" / "records"
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """A tracking server's address where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return address
+
+
+def write(records, cell="resnet/guided", started=1_700_000_000.0, **changes):
+    facts = {"settings": {"seed": 1}, "metrics": {"test_accuracy": 0.9}, "tags": {}, "seconds": 60.0}
+    provenance.write_record(records, cell, "training", started=started, **(facts | changes))
+
+
+def runs(experiment, uri=None):
+    """Every run of ``experiment``: (parents, children)."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri or tracking.tracking_uri())
+    found = client.get_experiment_by_name(experiment)
+    every = client.search_runs([found.experiment_id]) if found else []
+    parents = [run for run in every if run.data.tags["ibsgl.kind"] == "invocation"]
+    return parents, [run for run in every if run not in parents]
+
+
+def log(name, records, **facts):
+    invocation = _Invocation(name, records, **facts)
+    assert invocation.log(), invocation.error
+    invocation.close("FINISHED")
+    return invocation.logged
+
+
+def test_a_record_becomes_a_run_with_all_that_it_says(records, folder):
+    from mlflow import MlflowClient
+
+    (folder / "tables").mkdir()
+    (folder / "tables" / "table1.csv").write_text("a,b\n1,2\n")
+    digest = "0123456789abcdef" * 4
+    tags = {"commit": "c0ffee", "dirty": False, "device": "CPU", "versions": {"torch": "2.0"}, "data_digest": digest}
+    write(
+        records,
+        settings={"seed": 3, "training": {"lr": 0.001, "schedule": [1, 2], "none": {}}, "long": "x" * 10_000},
+        history=[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}],
+        metrics={"test_accuracy": 0.9, "L^ib": float("nan")},
+        artifacts=["tables/table1.csv", "tables/removed.csv"],
+        tags=tags,
+    )
+    assert log("whole", records, settings={"name": "whole", "models": {"a": 1}}, targets="table1") == 1
+    (parent,), (run,) = runs("whole")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"name": "whole", "models.a": "1"}
+    assert parent.data.tags["ibsgl.targets"] == "table1"
+
+    assert run.info.run_name == run.data.tags["ibsgl.cell"] == "resnet/guided"
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
+    assert run.info.status == "FINISHED"
+    assert run.data.params.pop("long") == "x" * 6000
+    assert run.data.params == {
+        "seed": "3",
+        "training.lr": "0.001",
+        "training.schedule": "[1, 2]",
+        "training.none": "{}",
+    }
+    expected = {
+        "mlflow.parentRunId": parent.info.run_id,
+        "mlflow.source.name": "ibsgl",
+        "mlflow.source.git.commit": "c0ffee",
+        "git.dirty": "false",
+        "ibsgl.kind": "training",
+        "device": "CPU",
+        "version.torch": "2.0",
+        "data_digest": digest,
+    }
+    assert run.data.tags.items() >= expected.items()
+    assert run.data.metrics["test_accuracy"] == 0.9
+    assert run.data.metrics["L_ib"] != run.data.metrics["L_ib"]
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "whole"
+    assert digest.startswith(data.dataset.digest)
+
+    client = MlflowClient(tracking.tracking_uri())
+    epochs = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted((metric.step, metric.value) for metric in epochs) == [(1, 2.0), (2, 1.5)]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "tables")] == ["tables/table1.csv"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+
+
+def test_a_record_is_logged_once_and_a_new_execution_supersedes_it(records):
+    write(records)
+    write(records, "vgg/guided")
+    assert log("again", records) == 2
+    assert log("again", records) == 0
+    parents, children = runs("again")
+    assert (len(parents), len(children)) == (1, 2)
+
+    write(records, started=1_700_000_100.0)
+    assert log("again", records) == 1
+    parents, children = runs("again")
+    assert (len(parents), len(children)) == (2, 3)
+    superseded = [r.info.start_time for r in children if r.data.tags.get("ibsgl.superseded") == "true"]
+    assert superseded == [1_700_000_000_000]
+    assert {r.data.tags["ibsgl.cell"] for r in children if "ibsgl.superseded" not in r.data.tags} == {
+        "resnet/guided",
+        "vgg/guided",
+    }
+
+
+def test_a_crash_before_the_ledger_is_written_repeats_one_run_which_supersedes_the_first(records, monkeypatch):
+    write(records, "a")
+    write(records, "b", started=1_700_000_001.0)
+    written, calls = provenance.write_json, []
+
+    def crash(path, content):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        written(path, content)
+
+    monkeypatch.setattr(provenance, "write_json", crash)
+    with pytest.raises(KeyboardInterrupt):
+        log("crash", records)
+    monkeypatch.setattr(provenance, "write_json", written)
+    assert log("crash", records) == 1
+    _, children = runs("crash")
+    assert sorted((r.info.run_name, r.data.tags.get("ibsgl.superseded", "")) for r in children) == [
+        ("a", ""),
+        ("b", ""),
+        ("b", "true"),
+    ]
+
+
+def test_no_parent_without_a_record(records):
+    def parent():
+        raise AssertionError("asked for a parent run")
+
+    assert log_records(records, "empty", parent) == 0
+
+
+def test_server_away_keeps_the_records_for_the_next_run(records, away, store, monkeypatch, capsys):
+    write(records)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    invocation = _Invocation("away", records)
+    assert not invocation.log()
+    invocation.close("FINISHED")
+    assert (invocation.run, invocation.logged) == (None, 0)
+    message = _message(records, invocation.outcome())
+    assert message.startswith(f"MLflow: the tracking server at {away} did not answer; 1 record is kept in {records}")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert log("away", records) == 1
+    # Another address is another ledger: that server still lacks the record.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    assert len(pending_records(records)) == 1
+
+
+def test_two_followers_on_a_fresh_store_lose_and_repeat_nothing(two_followers, store, monkeypatch):
+    folder, said = two_followers
+    parents, children = runs("two", store)
+    assert sorted(run.info.run_name for run in children) == CELLS
+    assert not any("ibsgl.superseded" in run.data.tags for run in children)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
+    assert {run.info.status for run in parents} == {"FAILED"}
+    assert "logged to sqlite:///mlflow.db; see them with: mlflow ui\n" in said
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert pending_records("results/tiny/records") == []
+
+
+def test_after_a_sigkill_the_follower_logs_the_rest_and_ends_the_parent_as_killed(records):
+    code = (
+        "import os, sys, signal; from ibsgl.tracking import Tracker\n"
+        "tracker = Tracker('killed', sys.argv[1], {}); tracker.start()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    write(records)
+    done = subprocess.run([sys.executable, "-c", code, str(records)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 120
+    while not [run for run in runs("killed")[0] if run.info.status != "RUNNING"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    (parent,), (child,) = runs("killed")
+    assert (parent.info.status, child.info.status) == ("KILLED", "FINISHED")
+
+
+def test_a_workflow_without_new_records_says_nothing_and_imports_no_mlflow(folder, capfd):
+    tracker = Tracker("quiet", folder / "results" / "quiet" / "records", {})
+    tracker.close()
+    tracker.start()
+    tracker.finish("FINISHED")
+    tracker.finish("FINISHED")
+    assert capfd.readouterr().err == ""
+    assert not (folder / "mlflow.db").exists()
+    code = "import sys, ibsgl.tracking; print('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_closing_logs_what_an_earlier_call_left_and_tries_once(records, away, monkeypatch, capfd):
+    write(records)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    tracker = Tracker("left", records, {})
+    tracker.close()
+    tracker.close()
+    assert capfd.readouterr().err.count("did not answer") == 1
+
+
+def test_removing_the_database_starts_over(folder):
+    records = folder / "records"
+    write(records)
+    (record,) = pending_records(records)
+    provenance.write_json(tracking._ledger_file(records, tracking.DEFAULT_URI), {record["digest"]: "run"})
+    (folder / "mlflow.db").touch()
+    assert pending_records(records) == []
+    (folder / "mlflow.db").unlink()
+    assert pending_records(records) == [record]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (None, "MLflow: 61 runs logged to sqlite:///mlflow.db; see them with: mlflow ui"),
+        ("http://u:secret@host:5000", "MLflow: 61 runs logged to http://host:5000; see them there"),
+        (
+            "sqlite:////d/m.db",
+            "MLflow: 61 runs logged to sqlite:////d/m.db; see them with: mlflow ui --backend-store-uri sqlite:////d/m.db",
+        ),
+    ],
+)
+def test_message(uri, message, folder, monkeypatch):
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    records = Path("results/tiny/records")
+    assert _message(records, {"logged": 61, "pending": 0, "error": None}) == message
+    failed = _message(records, {"logged": 3, "pending": 2, "error": "disk full"})
+    assert failed.endswith(
+        "failed (disk full); 2 records are kept in results/tiny/records and will be logged at the next run"
+    )
+    assert "secret" not in failed
