@@ -5,7 +5,10 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: "config/shapes.yaml"
+# The default, unless the command line brings a config of its own: Snakemake would merge the two, key by key.
+if "models" not in config:
+
+    configfile: "config/shapes.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -21,3 +24,16 @@ rule all:
         TABLES,
         FIGURES,
         EFFECTS,
+
+
+# MLflow is fed by one process beside the jobs, from the records that they write; see ibsgl/tracking.py.
+onstart:
+    TRACKER.start()
+
+
+onsuccess:
+    TRACKER.finish("FINISHED")
+
+
+onerror:
+    TRACKER.finish("FAILED")

@@ -38,6 +38,7 @@ class ExtremalPerturbation:
         iterations: gradient steps (published: 800).
         lr: learning rate (published: 0.01).
         weight, growth: λ in the first step and its factor from step to step (published: 300 and 1.0035).
+            It weighs against the logit: a network whose logits are small wants a smaller λ, or the area alone decides.
         step, sigma: distance of the mask's parameters and width of the bell (published: 7 and 21 pixels).
         levels, blur: degrees of blur, the sharp image included, and σ of the strongest (published: 8 and 20 pixels).
         smooth: σ of a Gaussian that the final masks are smoothed by, relative to the image's shorter side.
@@ -88,7 +89,7 @@ class ExtremalPerturbation:
         """The masks (B,A,H,W) in [0,1] of each of the A areas, not smoothed."""
         check_batch(images, targets)
         number = len(self.areas)
-        areas = images.new_tensor(self.areas).repeat(len(images))
+        areas = torch.tensor(self.areas, dtype=torch.float64, device=images.device).repeat(len(images))
         images, targets = images.detach().repeat_interleave(number, 0), targets.repeat_interleave(number)
         with evaluating(network), torch.enable_grad():
             blocks = zip(images.split(self.chunk), targets.split(self.chunk), areas.split(self.chunk), strict=True)
@@ -102,7 +103,7 @@ class ExtremalPerturbation:
         size = images.shape[-2:]
         smooth_max = _SmoothMaxConvolution(size, self.step, self.sigma).to(images)
         pyramid = self._pyramid(images, network.mean.to(images))
-        reference = _reference(areas, size.numel())
+        reference = _reference(areas, size.numel()).to(images)
         parameters = images.new_ones(len(images), *smooth_max.grid)
         velocity, weight = None, self.weight
         for t in tqdm(range(self.iterations), desc="masks", leave=False, disable=None):
@@ -201,8 +202,8 @@ def _apply(pyramid: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _reference(areas: torch.Tensor, pixels: int) -> torch.Tensor:
-    """r_a for each of ``areas`` (n,): (n,pixels), first zeros, then ⌈a·pixels⌉ ones."""
-    zeros = torch.floor((1 - areas.double()) * pixels + 1e-6)
+    """r_a for each of ``areas`` (n,) float64: (n,pixels), first zeros, then ⌈a·pixels⌉ ones."""
+    zeros = ((1 - areas) * pixels + 1e-6).floor()
     return (torch.arange(pixels, device=areas.device) >= zeros[:, None]).to(areas)
 
 

@@ -747,6 +747,19 @@ def figure4(
 
 
 @app.command()
+def track(
+    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+) -> None:
+    """Log to MLflow the records that it does not have yet; the workflow does this by itself."""
+    import yaml
+
+    from ibsgl import tracking
+
+    loaded = configuration.load(yaml.safe_load(configfile.read_text()))
+    tracking.flush(loaded.name, Path(f"results/{loaded.name}/records"), loaded.model_dump(mode="json"))
+
+
+@app.command()
 def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
     configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),

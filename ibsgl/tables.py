@@ -6,6 +6,7 @@ writers lay that out as the paper does. Values are fractions in the score files 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -133,8 +134,13 @@ def read_published_settings(published_dir: str | Path, number: int) -> dict:
     """The settings behind table ``number``: ``settings.yaml``'s common part with its model's, and the ``labels``."""
     _check_number(number)
     content = yaml.safe_load((Path(published_dir) / "settings.yaml").read_text(encoding="utf-8"))
-    model = content["first" if number in (1, 3) else "second"]
-    return {**content["common"], **model, "labels": content["labels"], "test_set": content["test_set"]}
+    settings = copy.deepcopy(content["common"])
+    for key, value in content["first" if number in (1, 3) else "second"].items():
+        if isinstance(value, dict):
+            settings.setdefault(key, {}).update(value)
+        else:
+            settings[key] = value
+    return {**settings, "labels": content["labels"], "test_set": content["test_set"]}
 
 
 def data_set(scores: pd.DataFrame, name: str, published: dict) -> str:

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -387,7 +387,7 @@ def flush(name: str, directory: str | os.PathLike[str], settings: Mapping[str, A
     tracker.finish("FINISHED")
 
 
-def _follow(invocation: _Invocation) -> None:
+def _follow(invocation: _Invocation) -> dict[str, Any]:
     """Log new records until standard input says how the workflow ended, or closes because its process is gone."""
     asked = 0.0
     while not select.select([0], [], [], POLL)[0]:
@@ -396,7 +396,7 @@ def _follow(invocation: _Invocation) -> None:
     word = os.read(0, 64).decode()
     invocation.log()
     invocation.close(word if word in ("FINISHED", "FAILED") else "KILLED")
-    print(json.dumps(invocation.outcome()))
+    return invocation.outcome()
 
 
 def _main() -> None:
@@ -405,7 +405,10 @@ def _main() -> None:
     parser.add_argument("directory", type=Path, help="the folder of the records")
     parser.add_argument("what", type=json.loads, help="settings and targets of the workflow, as JSON")
     given = parser.parse_args()
-    _follow(_Invocation(given.name, given.directory, **given.what))
+    # MLflow prints the address of each run; standard output is for the outcome alone.
+    with redirect_stdout(sys.stderr):
+        outcome = _follow(_Invocation(given.name, given.directory, **given.what))
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":

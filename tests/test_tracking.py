@@ -258,13 +258,21 @@ def test_a_workflow_without_new_records_says_nothing_and_imports_no_mlflow(folde
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def test_closing_logs_what_an_earlier_call_left_and_tries_once(records, away, monkeypatch, capfd):
-    write(records)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
-    tracker = Tracker("left", records, {})
-    tracker.close()
-    tracker.close()
-    assert capfd.readouterr().err.count("did not answer") == 1
+def test_closing_starts_a_follower_only_for_what_an_earlier_call_left(folder, monkeypatch):
+    started = []
+    start = Tracker.start
+    monkeypatch.setattr(Tracker, "start", lambda self: (started.append(self), start(self)))
+    ran = Tracker("left", folder / "records", {})
+    ran.close()
+    ran.start()
+    ran.finish("FINISHED")
+    write(folder / "records")
+    ran.close()
+    assert started == [ran]
+    monkeypatch.setattr(Tracker, "start", lambda self: started.append(self))
+    idle = Tracker("left", folder / "records", {})
+    idle.close()
+    assert started == [ran, idle]
 
 
 def test_removing_the_database_starts_over(folder):

@@ -1,10 +1,12 @@
 # What every rule shares: the checked config, where results live, and how settings reach a job.
+import atexit
 import os
 import sys
 from pathlib import Path
 
 from ibsgl import config as configuration
 from ibsgl.provenance import source_digest
+from ibsgl.tracking import Tracker
 
 try:
     CONFIG = configuration.load(config)
@@ -29,6 +31,13 @@ NUMBERS = [number for number in (1, 2, 3, 4) if (number - 1) % 2 < len(MODELS)]
 TABLES = [f"{RESULTS}/tables/table{number}.csv" for number in NUMBERS]
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 EFFECTS = [f"{RESULTS}/tables/guidance_{model}.csv" for model in MODELS]
+
+
+TRACKER = Tracker(CONFIG.name, RECORDS, CONFIG.model_dump(mode="json"), " ".join(sys.argv[1:]))
+if workflow.is_main_process:
+    # Records of an earlier run wait where its tracking server was away; when nothing is to be done no handler is called.
+    # What kind of call this is (a dry run, --lint, …) is known only at its end.
+    atexit.register(lambda: workflow.executor_plugin is None or workflow.dryrun or TRACKER.close())
 
 
 wildcard_constraints:
