@@ -110,8 +110,12 @@ def main() -> None:
         root = Path(folder) / "VOC2007"
         generate(root, seed=config.seed, **config.data.shapes.model_dump())
         index = build_index(
-            root, splits=config.data.splits.model_dump(), held_out=config.data.held_out, seed=config.seed,
-            class_names=None, difficult="keep",
+            root,
+            splits=config.data.splits.model_dump(),
+            held_out=config.data.held_out,
+            seed=config.seed,
+            class_names=None,
+            difficult="keep",
         )
         for model in arguments.models or config.models:
             data = VOCData(index, root, config.models[model].image_size)

@@ -31,7 +31,12 @@ class Attribution(Protocol):
     requires: ClassVar[frozenset[str]]
 
     def __call__(
-        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None, **context
+        self,
+        network: SplitNetwork,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        generator: Generators = None,
+        **context,
     ) -> torch.Tensor:
         """Images (B,3,H,W) in [0,1] and targets (B,) int64 → saliency (B,H,W), finite and ≥ 0.
 

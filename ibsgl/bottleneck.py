@@ -119,9 +119,7 @@ def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     return maps
 
 
-def kl_to_prior(
-    features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
-) -> torch.Tensor:
+def kl_to_prior(features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """D_KL(P(N|A) ‖ Q(N)) of every element, in nats (the terms of Eq. 7 and 9).
 
     P = 𝒩(λA + (1−λ)μ, ((1−λ)σ)²) and Q = 𝒩(μ, σ²), so with z = (A − μ)/σ the divergence is

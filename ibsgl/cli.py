@@ -70,7 +70,12 @@ class StepSettings(configuration._Section):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if value is None and name in StepSettings.model_fields and name != "classes" and name not in self.model_fields_set:
+        if (
+            value is None
+            and name in StepSettings.model_fields
+            and name != "classes"
+            and name not in self.model_fields_set
+        ):
             raise typer.BadParameter(f"this step needs the setting {name!r}", param_hint="--settings")
         return value
 
@@ -129,9 +134,7 @@ def _network(settings: StepSettings.Network, num_classes: int, weights: Path | N
     from ibsgl.network import build_network
 
     start = settings.weights if weights is None else None
-    network = build_network(
-        settings.arch, num_classes, start, multilabel=settings.multilabel, **settings.options
-    )
+    network = build_network(settings.arch, num_classes, start, multilabel=settings.multilabel, **settings.options)
     if weights is not None:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return network.to(device)
@@ -202,7 +205,13 @@ def index(root: Root, settings: Settings, out: Out) -> None:
 
 @app.command()
 def classifier(
-    model: ModelName, index_file: IndexFile, root: Root, settings: Settings, out: Out, gpu: Gpu = 0, records: Records = None
+    model: ModelName,
+    index_file: IndexFile,
+    root: Root,
+    settings: Settings,
+    out: Out,
+    gpu: Gpu = 0,
+    records: Records = None,
 ) -> None:
     """Train the network to be explained (Eq. 2)."""
     import torch
@@ -366,7 +375,9 @@ def guide(
         seed=step.seed,
         device=device,
         checkpoint=checkpoint,
-        digest=_digest(json.dumps(_as_json(step), sort_keys=True), data.index.digest, provenance.digest_file(weights), device.type),
+        digest=_digest(
+            json.dumps(_as_json(step), sort_keys=True), data.index.digest, provenance.digest_file(weights), device.type
+        ),
     )
     _, after = score()
     with _written(out) as temporary:
@@ -493,9 +504,7 @@ def scores(
         device=device,
     )
     labels = {method: label for method, (_, label, _) in read.items()}
-    table = table.assign(
-        model=model, arch=step.network.arch, network=network_name, label=table["method"].map(labels)
-    )
+    table = table.assign(model=model, arch=step.network.arch, network=network_name, label=table["method"].map(labels))
     tags = provenance.collect(
         str(device),
         data_digest=data.index.digest,
@@ -763,7 +772,9 @@ def track(
 def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
     configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
-    where: Annotated[list[str], typer.Option("--where", help="model=…, network=…, method=…, number=…. Repeatable.")] = [],  # noqa: B006
+    where: Annotated[
+        list[str], typer.Option("--where", help="model=…, network=…, method=…, number=…. Repeatable.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Print the settings that a step of this config depends on, ready for --settings."""
     import yaml

@@ -110,7 +110,7 @@ class Training(_Section):
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "one_cycle"] = "constant"
     epochs: Positive = 3
-    batch_size: Positive = 64
+    batch_size: Positive = 16
 
 
 class Bottleneck(_Section):
@@ -299,7 +299,10 @@ class Config(_Section):
             "alpha": self.bottleneck.alpha,
             "gamma": self.bottleneck.gamma,
             "sigma": self.bottleneck.sigma,
-            **{name: asdict(method) for name, method in methods.items() if is_dataclass(method)},
+            # As YAML would hold them: tuples are lists there.
+            **{
+                name: json.loads(json.dumps(asdict(method))) for name, method in methods.items() if is_dataclass(method)
+            },
         }
 
     def variants(self) -> list[str]:
@@ -430,7 +433,11 @@ def _table(config: Config, number: int, **_: Any) -> dict[str, Any]:
     resolved = config.for_model(model)
     left_out = {"device", "threads", "shards", "batch_size", "figures", "deletion"}
     whole = resolved.model_dump(exclude=left_out | {"models"})
-    return {"number": int(number), "model": model, "config": whole | {"models": {model: resolved.network_section(model)}}}
+    return {
+        "number": int(number),
+        "model": model,
+        "config": whole | {"models": {model: resolved.network_section(model)}},
+    }
 
 
 def _figure(config: Config, number: int, **_: Any) -> dict[str, Any]:

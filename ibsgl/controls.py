@@ -23,7 +23,9 @@ class Center:
         if self.sigma <= 0:
             raise ValueError(f"center: sigma must be positive, not {self.sigma}")
 
-    def __call__(self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None):
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ):
         """(B,H,W), the maximum 1 in the middle."""
         check_batch(images, targets)
         y, x = (
@@ -40,7 +42,9 @@ class Random:
     label: ClassVar[str] = "Random"
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None):
+    def __call__(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ):
         """(B,H,W) in [0,1)."""
         check_batch(images, targets)
         size = images.shape[-2:]

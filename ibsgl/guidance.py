@@ -166,9 +166,7 @@ def guidance_target(
     for _ in range(steps):
         with torch.enable_grad():
             moved.requires_grad_(True)
-            loss = localization_loss(
-                head, moved, target, l_ib, beta=beta, r=r, labels=labels, when=when, form=form
-            )
+            loss = localization_loss(head, moved, target, l_ib, beta=beta, r=r, labels=labels, when=when, form=form)
             # Where L^c and L^p are flat (a dead head) Eq. 10 does not depend on A and there is nothing to follow.
             gradient = torch.autograd.grad(loss.sum(), moved)[0] if loss.requires_grad else torch.zeros_like(moved)
         if relative:

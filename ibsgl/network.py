@@ -107,7 +107,9 @@ def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have the shape (B, 3, H, W), not {tuple(images.shape)}")
     if targets.shape != images.shape[:1]:
-        raise ValueError(f"targets must hold one class per image: {images.shape[0]} images, {tuple(targets.shape)} targets")
+        raise ValueError(
+            f"targets must hold one class per image: {images.shape[0]} images, {tuple(targets.shape)} targets"
+        )
     if targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 class indices, not {targets.dtype}")
 
@@ -128,9 +130,7 @@ def same_image_groups(images: torch.Tensor) -> torch.Tensor:
 
 
 def _conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class _BasicBlock(nn.Module):
@@ -212,7 +212,9 @@ def _split_torchvision(arch: str, num_classes: int, weights: str | None) -> Spli
         model.classifier[-1] = last
         stem = model.features[:-1]
         head = nn.Sequential(
-            OrderedDict(pool=model.features[-1], avgpool=model.avgpool, flatten=nn.Flatten(), classifier=model.classifier)
+            OrderedDict(
+                pool=model.features[-1], avgpool=model.avgpool, flatten=nn.Flatten(), classifier=model.classifier
+            )
         )
         blocks = sum(isinstance(m, nn.MaxPool2d) for m in model.features)
         convolutions = 0

@@ -36,5 +36,7 @@ def draw(sample: Callable[[torch.Generator], torch.Tensor], batch: int, generato
         shared = sample(generators if generators is not None else torch.Generator().manual_seed(0))
         return shared.expand(batch, *shared.shape)
     if len(generators) != batch:
-        raise ValueError(f"{len(generators)} generators for a batch of {batch} images: give one an image, or a single one")
+        raise ValueError(
+            f"{len(generators)} generators for a batch of {batch} images: give one an image, or a single one"
+        )
     return torch.stack([sample(g) for g in generators])

@@ -164,7 +164,7 @@ def deviations(settings: dict, published: dict) -> list[str]:
             the published data for :func:`data_set`.
 
     Returns:
-        One sentence per differing or absent setting, in the order of ``published``; empty if the run is comparable.
+        One sentence per differing or absent setting of the sections that ``settings`` has, in the order of ``published``; empty if the run is comparable.
     """
     labels = published.get("labels", {})
 
@@ -173,7 +173,8 @@ def deviations(settings: dict, published: dict) -> list[str]:
             here = (*path, key)
             ours = given.get(key) if isinstance(given, dict) else None
             if isinstance(value, dict):
-                yield from compare(ours, value, here)
+                # A method that was not run says so in its row.
+                yield from () if ours is None else compare(ours, value, here)
             elif ours != value:
                 name = labels.get(".".join(here), " ".join(here).replace("_", " "))
                 yield f"{name} {'not set' if ours is None else ours} instead of {value}"

@@ -50,7 +50,9 @@ def predict(network: SplitNetwork, data: VOCData, split: str, batch_size: int, d
     return torch.cat(logits)
 
 
-def feature_statistics(network: SplitNetwork, data: VOCData, batch_size: int, device: torch.device) -> FeatureStatistics:
+def feature_statistics(
+    network: SplitNetwork, data: VOCData, batch_size: int, device: torch.device
+) -> FeatureStatistics:
     """μ_A and σ_A over the training images (Section 3.2), one stem pass each."""
     network.eval()
     statistics = FeatureStatistics()

@@ -31,7 +31,7 @@ def test_the_package_is_ours():
     ],
 )
 def test_mistakes_are_named(name, params, message):
-    with pytest.raises(ValueError, match="settings|masks|method|reduction|steps") as error:
+    with pytest.raises(ValueError, match=r"settings|masks|method|reduction|steps") as error:
         attribution.get(name, **params)
     assert message in str(error.value)
 

@@ -120,7 +120,15 @@ def test_follows_adam_on_the_whole_objective(case):
     p = torch.distributions.Normal(keep * a + (1 - keep) * mean, (1 - keep) * std)
     expected = torch.distributions.kl_divergence(p, torch.distributions.Normal(mean, std)).sum(1)
     ours = bottleneck_saliency(
-        network.head, a, target, statistics, alpha=3.0, gamma=2.0, lr=0.5, steps=5, samples=6,
+        network.head,
+        a,
+        target,
+        statistics,
+        alpha=3.0,
+        gamma=2.0,
+        lr=0.5,
+        steps=5,
+        samples=6,
         generator=torch.Generator().manual_seed(7),
     )
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
@@ -147,7 +155,8 @@ def test_finds_the_only_cell_that_matters():
 def test_stronger_alpha_leaves_less_information(case):
     network, _, features, targets, statistics = case
     totals = [
-        bottleneck_saliency(network.head, features, targets, statistics, alpha=alpha).sum().item() for alpha in (0, 1, 1e4)
+        bottleneck_saliency(network.head, features, targets, statistics, alpha=alpha).sum().item()
+        for alpha in (0, 1, 1e4)
     ]
     assert totals[0] > totals[1] > totals[2]
 

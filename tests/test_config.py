@@ -96,7 +96,9 @@ def changed(**changes):
     """Steps whose settings differ after the change, as short names."""
     before, after = config.parse(values()), config.parse(values(**changes))
     return {
-        "/".join([step, *where.values()]) for step, where in JOBS if before.settings(step, **where) != after.settings(step, **where)
+        "/".join([step, *where.values()])
+        for step, where in JOBS
+        if before.settings(step, **where) != after.settings(step, **where)
     }
 
 

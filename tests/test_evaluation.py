@@ -42,7 +42,14 @@ METHODS = {
 def maps(data, network, name, pairs, batch_size):
     statistics = FeatureStatistics().update(network.stem(data.images(data.ids("train"))).detach())
     return evaluation.compute_maps(
-        network, data, pairs, attribution.get(name, **METHODS[name]), name, seed=1, batch_size=batch_size, device=CPU,
+        network,
+        data,
+        pairs,
+        attribution.get(name, **METHODS[name]),
+        name,
+        seed=1,
+        batch_size=batch_size,
+        device=CPU,
         statistics=statistics,
     )
 

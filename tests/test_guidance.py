@@ -127,9 +127,7 @@ def test_absolute_step_is_the_raw_gradient(case):
     leaf = features.clone().requires_grad_()
     loss = localization_loss(head, leaf, target, l_ib, beta=0.7, r=0.35)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    moved = guidance_target(
-        head, features, target, l_ib, beta=0.7, r=0.35, step_size=0.5, steps=1, relative=False
-    )
+    moved = guidance_target(head, features, target, l_ib, beta=0.7, r=0.35, step_size=0.5, steps=1, relative=False)
     torch.testing.assert_close(moved, (features - 0.5 * gradient).clamp_min(0))
 
 
@@ -164,7 +162,7 @@ def test_when_suppression_counts(case):
     torch.testing.assert_close(total("never"), l_ce)
     torch.testing.assert_close(total("correct"), l_ce + 2 * l_ss * correct)
     torch.testing.assert_close(total("misclassified"), l_ce + 2 * l_ss * ~correct)
-    with pytest.raises(ValueError, match="suppression.when"):
+    with pytest.raises(ValueError, match=r"suppression\.when"):
         total("sometimes")
 
 

@@ -18,8 +18,12 @@ from ibsgl.network import (
 
 @pytest.mark.parametrize(
     ("arch", "layer", "shape"),
-    [("resnet18", "layer4", (512, 2, 2)), ("resnet50", "layer4", (2048, 2, 2)), ("vgg16", "conv5_3", (512, 4, 4)),
-     ("vgg11_bn", "conv5_2", (512, 4, 4))],
+    [
+        ("resnet18", "layer4", (512, 2, 2)),
+        ("resnet50", "layer4", (2048, 2, 2)),
+        ("vgg16", "conv5_3", (512, 4, 4)),
+        ("vgg11_bn", "conv5_2", (512, 4, 4)),
+    ],
 )
 def test_split_equals_torchvision(arch, layer, shape):
     torch.manual_seed(0)
@@ -145,4 +149,6 @@ def test_package_imports_without_the_workflow():
         "from ibsgl import attribution; [attribution.get(n) for n in attribution.names()];"
         "print([m for m in ('mlflow', 'snakemake', 'torchvision', 'skimage.data') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

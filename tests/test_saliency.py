@@ -80,7 +80,9 @@ def test_is_not_gradcam_on_a_vgg():
     images, targets = torch.rand(2, 3, 64, 64), torch.tensor([0, 3])
     ours = gradient_saliency(network.head, network.stem(images).detach(), targets)
     other = _reference(GradCAM, network, images, targets)
-    assert not np.allclose(ours / ours.amax((1, 2), keepdim=True), other / (other.max((1, 2), keepdims=True) + 1e-9), atol=0.1)
+    assert not np.allclose(
+        ours / ours.amax((1, 2), keepdim=True), other / (other.max((1, 2), keepdims=True) + 1e-9), atol=0.1
+    )
 
 
 def test_method_upsamples_and_restores():

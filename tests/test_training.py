@@ -128,7 +128,10 @@ def test_one_step_is_eq_11(data, tmp_path):
     """One SGD step of the whole set against Algorithm 1 written out."""
     lr = 0.05
     guidance = Guidance(
-        mu=2.0, step_size=0.1, steps=2, divergence=Divergence(reduction="sum"),
+        mu=2.0,
+        step_size=0.1,
+        steps=2,
+        divergence=Divergence(reduction="sum"),
         training=Training(epochs=1, batch_size=1000, lr=lr, momentum=0.0),
     )
     net, _ = guided(data, tmp_path / "a", guidance, l_ib=maps(data))
@@ -137,9 +140,7 @@ def test_one_step_is_eq_11(data, tmp_path):
     pairs = data.pairs("train")
     images, target = data.images(list(pairs["image_id"])), torch.tensor(pairs["target"].to_numpy())
     features = plain.stem(images)
-    moved = guidance_target(
-        plain.head, features.detach(), target, maps(data), beta=1.0, r=0.35, step_size=0.1, steps=2
-    )
+    moved = guidance_target(plain.head, features.detach(), target, maps(data), beta=1.0, r=0.35, step_size=0.1, steps=2)
     loss = torch.nn.functional.cross_entropy(plain.head(features), target)
     loss = loss + 2.0 * feature_divergence(features, moved).mean()
     gradients = torch.autograd.grad(loss, list(plain.parameters()))
@@ -180,7 +181,9 @@ def test_multilabel_is_scored_by_map(data, tmp_path):
 
 
 def test_a_diverging_loss_stops_with_a_sentence(data, tmp_path):
-    with pytest.raises(training.TrainingError, match=r"net: the loss became (nan|inf) in epoch \d; lower the learning rate"):
+    with pytest.raises(
+        training.TrainingError, match=r"net: the loss became (nan|inf) in epoch \d; lower the learning rate"
+    ):
         classifier(data, tmp_path / "a", lr=1e30, weight_decay=1e30, epochs=6)
 
 
