@@ -164,7 +164,8 @@ def deviations(settings: dict, published: dict) -> list[str]:
             the published data for :func:`data_set`.
 
     Returns:
-        One sentence per differing or absent setting of the sections that ``settings`` has, in the order of ``published``; empty if the run is comparable.
+        One sentence per differing or absent setting of the sections that ``settings`` has, in the order of
+        ``published``; empty if the run is comparable.
     """
     labels = published.get("labels", {})
 
