@@ -28,6 +28,8 @@ rule all:
 
 # MLflow is fed by one process beside the jobs, from the records that they write; see ibsgl/tracking.py.
 onstart:
+    # Only a dry run beside this one can still hold it, and not for long.
+    RUNNING.acquire(timeout=60)
     TRACKER.start()
 
 

@@ -1,9 +1,13 @@
-# What every rule shares: the checked config, where results live, and how settings reach a job.
+# Shared by all stages: the checked config, where results live, and how settings reach a job.
 import atexit
 import os
+import shutil
 import sys
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ibsgl import attribution
 from ibsgl import config as configuration
 from ibsgl.provenance import source_digest
 from ibsgl.tracking import Tracker
@@ -14,8 +18,8 @@ except configuration.ConfigError as error:
     sys.exit(f"config: {error}")
 
 # Jobs call `ibsgl`, which stands beside this interpreter whether or not its environment is activated.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
 RESULTS = f"results/{CONFIG.name}"
@@ -33,11 +37,26 @@ FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 EFFECTS = [f"{RESULTS}/tables/guidance_{model}.csv" for model in MODELS]
 
 
-TRACKER = Tracker(CONFIG.name, RECORDS, CONFIG.model_dump(mode="json"), " ".join(sys.argv[1:]))
+# A killed Snakemake leaves its lock behind and the next call would be refused until --unlock. The kernel's lock ends with its
+# process: whoever gets it knows that no other run is alive and that Snakemake's lock, if there is one, is a dead run's.
+RUNNING = FileLock(".snakemake/running.lock")
+if workflow.is_main_process:
+    Path(".snakemake").mkdir(exist_ok=True)
+    try:
+        RUNNING.acquire(blocking=False)
+        shutil.rmtree(".snakemake/locks", ignore_errors=True)
+    except Timeout:
+        pass
+
+TRACKER = Tracker(
+    CONFIG.name, RECORDS, CONFIG.model_dump(mode="json"), " ".join(sys.argv[1:])
+)
 if workflow.is_main_process:
     # Records of an earlier run wait where its tracking server was away; when nothing is to be done no handler is called.
     # What kind of call this is (a dry run, --lint, …) is known only at its end.
-    atexit.register(lambda: workflow.executor_plugin is None or workflow.dryrun or TRACKER.close())
+    atexit.register(
+        lambda: workflow.executor_plugin is None or workflow.dryrun or TRACKER.close()
+    )
 
 
 wildcard_constraints:
@@ -49,7 +68,7 @@ wildcard_constraints:
 
 
 def settings(step):
-    """The job's part of the config, as the params of its rule: a change re-runs the job, and only such a change does."""
+    """The job's part of the config, as its params; a change re-runs the job, and only such a change does."""
     return lambda wildcards: CONFIG.settings(step, **dict(wildcards.items()))
 
 
@@ -80,3 +99,38 @@ def scores_of(wildcards):
     """The score files behind a table."""
     model = MODELS[(int(wildcards.number) - 1) % 2]
     return expand(f"{RESULTS}/{model}/scores/{{network}}.parquet", network=NETWORKS)
+
+
+def guidance_inputs(wildcards):
+    """Cached bottleneck maps, or the statistics to compute them as training goes; the control needs neither."""
+    if wildcards.network == "control":
+        return {}
+    if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
+        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+    return {"bottleneck": f"{RESULTS}/{wildcards.model}/bottleneck.pt"}
+
+
+def guidance_options(wildcards, input):
+    """The command line's side of :func:`guidance_inputs`."""
+    return [f"--{name}={getattr(input, name)}" for name in guidance_inputs(wildcards)]
+
+
+def statistics_of(wildcards):
+    """The bottleneck map needs the statistics of its network's features; the other methods need nothing more."""
+    if wildcards.method == "bottleneck":
+        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+    return {}
+
+
+# The modules that a stage's results depend on, besides the module of a method: an edit re-runs the stage.
+DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
+TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
+BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
+GUIDANCE_CODE = (
+    *TRAINING_CODE,
+    "ibsgl.guidance",
+    "ibsgl.saliency",
+    "ibsgl.suppression",
+    "ibsgl.bottleneck",
+)
+SCORES_CODE = ("ibsgl.metrics", "ibsgl.evaluation", *DATA_CODE)

@@ -1,16 +1,4 @@
 # Saliency maps of every method, their scores, and the deletion curves.
-from ibsgl import attribution
-
-SCORES_CODE = ("ibsgl.metrics", "ibsgl.evaluation", *DATA_CODE)
-
-
-def statistics_of(wildcards):
-    """The bottleneck map needs the statistics of its network's features; the other methods need nothing more."""
-    if wildcards.method == "bottleneck":
-        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
-    return {}
-
-
 rule maps:
     """Saliency maps of one method on one network, for one shard of the test pairs."""
     input:
@@ -29,6 +17,7 @@ rule maps:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
         settings=settings("maps"),
         options=lambda wildcards, input: (
@@ -40,7 +29,7 @@ rule maps:
     shell:
         "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
-        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
 rule scores:
@@ -61,14 +50,16 @@ rule scores:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
+        records=RECORDS,
         settings=settings("scores"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
         " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --records {RECORDS} --out {output:q} 2> {log:q}"
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule deletion:
@@ -92,10 +83,11 @@ rule deletion:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
         settings=settings("deletion"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE),
     shell:
         "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

@@ -47,12 +47,13 @@ rule table:
     conda:
         "../../environment.yml"
     params:
+        records=RECORDS,
         settings=settings("table"),
         scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
         code=source_digest("ibsgl.tables", "ibsgl.statistics", "ibsgl.metrics"),
     shell:
         "ibsgl table {params.scores:q} --published {input.published:q} --settings {params.settings:q}"
-        " --records {RECORDS} --out {output.csv:q} 2> {log:q}"
+        " --records {params.records:q} --out {output.csv:q} 2> {log:q}"
 
 
 rule figures:
@@ -86,12 +87,13 @@ rule figure:
     resources:
         gpu=gpus(),
     params:
+        records=RECORDS,
         settings=settings("figure"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         code=source_digest("ibsgl.figures", *GUIDANCE_CODE),
     shell:
         "ibsgl figure --index {input.index:q} --root {input.root:q} {params.weights:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --records {RECORDS} --out {output.png:q} 2> {log:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output.png:q} 2> {log:q}"
 
 
 rule figure4:
@@ -113,10 +115,11 @@ rule figure4:
     conda:
         "../../environment.yml"
     params:
+        records=RECORDS,
         settings=CONFIG.settings("figure", number=4),
         curves=lambda wildcards, input: [f"--curves={path}" for path in input.curves],
         code=source_digest(
             "ibsgl.figures", "ibsgl.statistics", "ibsgl.metrics.deletion"
         ),
     shell:
-        "ibsgl figure4 {params.curves:q} --settings {params.settings:q} --records {RECORDS} --out {output.png:q} 2> {log:q}"
+        "ibsgl figure4 {params.curves:q} --settings {params.settings:q} --records {params.records:q} --out {output.png:q} 2> {log:q}"

@@ -1,16 +1,4 @@
 # The networks: the classifier, and from it the guided network and its control.
-DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
-TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
-BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
-GUIDANCE_CODE = (
-    *TRAINING_CODE,
-    "ibsgl.guidance",
-    "ibsgl.saliency",
-    "ibsgl.suppression",
-    "ibsgl.bottleneck",
-)
-
-
 rule classifier:
     """Train the network to be explained (Eq. 2)."""
     input:
@@ -28,11 +16,12 @@ rule classifier:
     resources:
         gpu=gpus(),
     params:
+        records=RECORDS,
         settings=settings("classifier"),
         code=source_digest(*TRAINING_CODE),
     shell:
         "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --records {RECORDS} --out {output:q} 2> {log:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule statistics:
@@ -52,12 +41,13 @@ rule statistics:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
         settings=settings("statistics"),
         code=source_digest(*BOTTLENECK_CODE),
     shell:
         "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
 rule bottleneck:
@@ -78,27 +68,14 @@ rule bottleneck:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
         settings=settings("bottleneck"),
         code=source_digest(*BOTTLENECK_CODE),
     shell:
         "ibsgl bottleneck --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
         " --statistics {input.statistics:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --out {output:q} 2> {log:q}"
-
-
-def guidance_inputs(wildcards):
-    """Cached bottleneck maps, or the statistics to compute them as training goes; the control needs neither."""
-    if wildcards.network == "control":
-        return {}
-    if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
-        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
-    return {"bottleneck": f"{RESULTS}/{wildcards.model}/bottleneck.pt"}
-
-
-def guidance_options(wildcards, input):
-    """The command line's side of :func:`guidance_inputs`."""
-    return [f"--{name}={getattr(input, name)}" for name in guidance_inputs(wildcards)]
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
 rule guide:
@@ -122,6 +99,7 @@ rule guide:
     resources:
         gpu=gpus(),
     params:
+        records=RECORDS,
         settings=settings("guide"),
         options=guidance_options,
         code=lambda wildcards: source_digest(
@@ -130,7 +108,7 @@ rule guide:
     shell:
         "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {input.root:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --records {RECORDS} --out {output:q} 2> {log:q}"
+        " --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule effect:
@@ -154,7 +132,9 @@ rule effect:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        batch_size=CONFIG.batch_size,
     params:
+        records=RECORDS,
         settings=settings("effect"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         code=source_digest(
@@ -163,5 +143,5 @@ rule effect:
     shell:
         "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {input.root:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --batch-size {CONFIG.batch_size} --records {RECORDS}"
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q}"
         " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} 2> {log:q}"
