@@ -148,7 +148,7 @@ class Guidance(_Section):
     cross_entropy: Literal["distribution", "binary"] = "distribution"
     mu: NonNegative = 2.0
     step: Literal["relative", "absolute"] = "relative"
-    step_size: PositiveReal = 0.05
+    step_size: PositiveReal = 0.005
     steps: Positive = 1
     divergence: Divergence = Divergence()
     training: Training = Training()
