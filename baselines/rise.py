@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, same_image_groups
+from ibsgl.network import SplitNetwork, autocast, check_batch, evaluating, same_image_groups
 from ibsgl.randomness import Generators, draw
 
 
@@ -68,10 +68,11 @@ class RISE:
             for start, end in pairwise(starts):
                 for numbers in draws[start].split(self.chunk):
                     masks = self._masks(numbers, size).to(images)
-                    logits = network(torch.lerp(fill, images[start], masks[:, None]))
-                    scores = network.probabilities(logits)[:, targets[start:end]]
-                    # Half precision would do for the network's passes, not for a sum over thousands of masks.
+                    with autocast(images.device):
+                        logits = network(torch.lerp(fill, images[start], masks[:, None]))
+                    # Half precision does for the network's passes, not for a sum over thousands of masks.
                     with torch.autocast(images.device.type, enabled=False):
+                        scores = network.probabilities(logits)[:, targets[start:end]]
                         saliency[start:end] += scores.to(masks).T @ masks.flatten(1)
         return (saliency / (self.masks * self.p)).unflatten(1, size)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, same_image_groups, upsample
+from ibsgl.network import SplitNetwork, autocast, check_batch, evaluating, same_image_groups, upsample
 from ibsgl.randomness import Generators
 
 
@@ -85,8 +85,10 @@ class ScoreCAM:
         classes, column = targets.unique(return_inverse=True)
 
         def score(shown: torch.Tensor) -> torch.Tensor:
-            logits = network(shown)
-            return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes]
+            with autocast(shown.device):
+                logits = network(shown)
+            # Back in the images' precision, whatever the passes ran in.
+            return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes].to(images)
 
         baseline = score(fill.expand(1, *images.shape[1:]))[0]
         # Asked of the map before upsampling: rounding gives a constant map contrast, which the scaling would blow up.

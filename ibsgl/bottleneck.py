@@ -186,8 +186,8 @@ def bottleneck_saliency(
     first, second = torch.zeros_like(features), torch.zeros_like(features)
 
     def keep_of(parameter: torch.Tensor) -> torch.Tensor:
-        # λ = 1 would make the divergence infinite; float32's sigmoid reaches 1 above γ = 17.
-        return gaussian_blur(parameter.sigmoid(), sigma).clamp_max(1 - 1e-6)
+        # λ = 1 would make the divergence infinite, and float32's sigmoid reaches 1 above γ = 17.
+        return (1 - 1e-6) * gaussian_blur(parameter.sigmoid(), sigma)
 
     with torch.enable_grad():
         for step in range(1, steps + 1):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,10 @@ from pydantic import ValidationError
 
 from ibsgl import config as configuration
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+# Errors as plain lines: a log is no place for boxes, which break a key or a path at the terminal's width.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
 
 Settings = Annotated[str, typer.Option("--settings", help="What the step depends on, as JSON or @file.")]
 Out = Annotated[Path, typer.Option("--out", help="Written whole under a temporary name, then renamed.")]
@@ -29,7 +33,9 @@ IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index."
 Root = Annotated[Path, typer.Option("--root", help="The VOC-layout folder.")]
 Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
 Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time; never changes a result.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images at a time; no result depends on it but for rounding.")
+]
 Records = Annotated[Path | None, typer.Option("--records", help="Where the step's record for MLflow goes.")]
 ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
 
@@ -235,7 +241,12 @@ def classifier(
         seed=step.seed,
         device=device,
         checkpoint=checkpoint,
-        digest=_digest(json.dumps(_as_json(step), sort_keys=True), data.index.digest, device.type),
+        digest=_digest(
+            json.dumps(_as_json(step), sort_keys=True),
+            data.index.digest,
+            provenance.source_digest("ibsgl.training", "ibsgl.network", "ibsgl.data", "ibsgl.randomness"),
+            device.type,
+        ),
     )
     key, value = classification_score(
         predict(network, data, "test", step.training.batch_size, device), data.labels("test"), step.network.multilabel
@@ -376,7 +387,11 @@ def guide(
         device=device,
         checkpoint=checkpoint,
         digest=_digest(
-            json.dumps(_as_json(step), sort_keys=True), data.index.digest, provenance.digest_file(weights), device.type
+            json.dumps(_as_json(step), sort_keys=True),
+            data.index.digest,
+            *(provenance.digest_file(file) for file in (weights, bottleneck_file, statistics_file) if file),
+            provenance.source_digest("ibsgl"),
+            device.type,
         ),
     )
     _, after = score()
@@ -564,7 +579,9 @@ def effect(
         losses.append(of_losses.assign(network=file.stem))
         predictions.append(of_predictions.assign(network=file.stem))
     losses, predictions = pd.concat(losses, ignore_index=True), pd.concat(predictions, ignore_index=True)
-    table = tables.guidance_table(losses, predictions, seed=step.seed, resamples=step.resamples)
+    table = tables.guidance_table(
+        losses, predictions, multilabel=step.network.multilabel, seed=step.seed, resamples=step.resamples
+    )
     with _written(out) as a, _written(predictions_out) as b, _written(table_out) as c:
         losses.to_parquet(a)
         predictions.to_parquet(b)
@@ -780,14 +797,29 @@ def settings(
     import yaml
 
     loaded = configuration.load(yaml.safe_load(configfile.read_text()))
-    typer.echo(loaded.settings(step, **dict(item.split("=", 1) for item in where)))
+    if step not in configuration._STEPS:
+        known = ", ".join(configuration._STEPS)
+        raise typer.BadParameter(f"there is no step {step!r}; take one of {known}", param_hint="STEP")
+    wildcards = dict(item.partition("=")[::2] for item in where)
+    # A step's function takes the config and the wildcards that it cannot do without.
+    needed = [
+        name for name, p in signature(configuration._STEPS[step]).parameters.items() if p.kind is not p.VAR_KEYWORD
+    ]
+    if missing := [name for name in needed[1:] if not wildcards.get(name)]:
+        raise typer.BadParameter(f"{step} needs {' and '.join(f'{name}=…' for name in missing)}", param_hint="--where")
+    if "model" in wildcards and wildcards["model"] not in loaded.models:
+        known = ", ".join(loaded.models)
+        raise typer.BadParameter(f"there is no model {wildcards['model']!r}; take one of {known}", param_hint="--where")
+    typer.echo(loaded.settings(step, **wildcards))
 
 
 def main() -> None:
     """The console script: errors that a user can mend are one line, everything else keeps its traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except FileNotFoundError as error:
+        sys.exit(f"ibsgl: error: there is no file {error.filename or error}")
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"ibsgl: error: {error}")
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":

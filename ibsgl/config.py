@@ -19,12 +19,17 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 # Methods that the harness itself adds to every table; the config lists the others.
 OWN_METHODS = ("gradient", "bottleneck")
 CONTROL_METHODS = ("center", "random", "oracle")
 NETWORKS = ("pretrained", "control", "guided")
+
+
+# Folders of results/<name> beside those of the models.
+_FOLDERS = {"benchmarks", "data", "figures", "logs", "records", "tables"}
 
 
 class ConfigError(ValueError):
@@ -77,7 +82,7 @@ class Data(_Section):
     root: str | None = None
     shapes: Shapes = Shapes()
     splits: Splits = Splits()
-    classes: list[str] | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     difficult: Literal["keep", "drop"] = "keep"
     multilabel: bool = False
@@ -117,7 +122,7 @@ class Bottleneck(_Section):
     """Information-bottleneck attribution (Eq. 4–9)."""
 
     alpha: NonNegative = 1000.0
-    gamma: float = 5.0
+    gamma: Annotated[float, Field(allow_inf_nan=False)] = 5.0
     sigma: NonNegative = 1.0
     steps: Positive = 10
     lr: PositiveReal = 1.0
@@ -158,14 +163,14 @@ class MIoU(_Section):
     """Threshold of mIoU."""
 
     mode: Literal["quantile", "value"] = "quantile"
-    top: Fraction = 0.2
+    top: ProperFraction = 0.2
 
 
 class Kept(_Section):
     """The image that Average Drop and Average Increase show to the network."""
 
     mode: Literal["top", "scale"] = "top"
-    top: Fraction = 0.15
+    top: ProperFraction = 0.15
     fill: Literal["black", "mean"] = "black"
 
 
@@ -226,6 +231,8 @@ class Config(_Section):
     def _one_or_two_models(cls, models: dict[str, Model]) -> dict[str, Model]:
         if not 1 <= len(models) <= 2:
             raise ValueError("give one network (Tables 1 and 3) or two (the second is Tables 2 and 4)")
+        for name in models.keys() & _FOLDERS:
+            raise ValueError(f"{name!r} is a folder of the results already; call the network something else")
         return models
 
     @field_validator("methods")
@@ -296,6 +303,10 @@ class Config(_Section):
             "r": self.suppression.r,
             "beta": self.suppression.beta,
             "mu": self.guidance.mu,
+            "when": self.suppression.when,
+            "difficult": self.data.difficult,
+            "average": self.tables.average,
+            "metrics": self.metrics.model_dump(),
             "alpha": self.bottleneck.alpha,
             "gamma": self.bottleneck.gamma,
             "sigma": self.bottleneck.sigma,
@@ -308,15 +319,18 @@ class Config(_Section):
     def variants(self) -> list[str]:
         """The variants in force of every metric and of the guidance, a line each, for under a table."""
         metrics, guidance = self.metrics, self.guidance
-        miou = "strictly above the quantile" if metrics.miou.mode == "quantile" else "above half of the map's range"
+        miou = {
+            "quantile": f"the top {metrics.miou.top:g} of the pixels, strictly above the quantile",
+            "value": "values above half of the map's range",
+        }[metrics.miou.mode]
         kept = {
-            "top": f"the top {metrics.kept.top:.0%} of the pixels kept, the rest {metrics.kept.fill}",
+            "top": f"the top {metrics.kept.top:g} of the pixels kept, the rest {metrics.kept.fill}",
             "scale": f"the image times the map scaled to [0, 1], on {metrics.kept.fill}",
         }[metrics.kept.mode]
         bbox = {"strict": "strictly above the N-th value", "index": "exactly N pixels, ties by index"}[metrics.bbox]
         return [
             f"Region: the class's {metrics.region}, difficult objects: {self.data.difficult}. "
-            f"mIoU: top {metrics.miou.top:.0%}, {miou}. Bbox: {bbox}.",
+            f"mIoU: {miou}. Bbox: {bbox}.",
             f"AD and AI: {kept}; {metrics.average_drop} drop.",
             f"Guidance: {guidance.mode}, {guidance.steps} {guidance.step} step(s) of {guidance.step_size:g}, "
             f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels, "
@@ -339,7 +353,7 @@ class Config(_Section):
     def check(self) -> Config:
         """Everything that a schema cannot see: networks, methods and their settings. Raises :class:`ConfigError`."""
         from ibsgl import attribution
-        from ibsgl.network import check_arch
+        from ibsgl.network import check_arch, check_options
 
         for name, model in self.models.items():
             try:
@@ -348,6 +362,10 @@ class Config(_Section):
                 raise ConfigError(f"models.{name}.arch: {error}") from error
             if model.weights not in (None, "imagenet") and not Path(model.weights).is_file():
                 raise ConfigError(f"models.{name}.weights: there is no file {model.weights!r}")
+            try:
+                check_options(model.arch, model.weights, model.options)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"models.{name}: {error}") from error
             resolved = self.for_model(name)
             for method, settings in resolved.methods.items():
                 try:
@@ -446,7 +464,7 @@ def _figure(config: Config, number: int, **_: Any) -> dict[str, Any]:
         return part | {"deletion": config.deletion.model_dump(), "resamples": config.tables.resamples}
     part |= {"figures": config.figures.model_dump()}
     if int(number) == 2:
-        part["suppressions"] = {model: config.for_model(model).suppression.model_dump() for model in config.models}
+        part["suppressions"] = {m: {"r": config.for_model(m).suppression.r} for m in config.models}
     return part
 
 

@@ -7,7 +7,6 @@ draws are seeded by method and image, so neither batches nor shards show in a re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.guidance import localization_losses
 from ibsgl.metrics import deletion, faithfulness, localization
 from ibsgl.metrics.classification import accuracy
-from ibsgl.network import SplitNetwork, evaluating
+from ibsgl.network import SplitNetwork, autocast, evaluating
 from ibsgl.randomness import generator
 from ibsgl.training import predict
 
@@ -33,10 +32,6 @@ def shard(pairs: pd.DataFrame, number: int, shards: int) -> pd.DataFrame:
     """The pairs of every ``shards``-th image, starting at image ``number``; an image's classes stay together."""
     image = pairs.groupby("image_id", sort=False).ngroup()
     return pairs[image % shards == number]
-
-
-def _autocast(device: torch.device) -> AbstractContextManager:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _batches(
@@ -68,6 +63,9 @@ def compute_maps(
     Raises:
         FloatingPointError: the method gave a value that is not finite or is negative.
     """
+    if pairs.empty:
+        # More shards than images: an empty one is as good as any other.
+        return torch.empty(0, data.size, data.size)
     maps = []
     for rows, images, targets in _batches(data, pairs, batch_size, device, name):
         context = {}
@@ -76,8 +74,7 @@ def compute_maps(
         if "region" in method.requires:
             context["region"] = data.regions(rows).to(device)
         generators = [generator(seed, name, image_id, device=device) for image_id in rows["image_id"]]
-        with _autocast(device):
-            saliency = method(network, images, targets, generators, **context).float()
+        saliency = method(network, images, targets, generators, **context).float()
         bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
         if bad.any():
             row = rows.iloc[int(bad.nonzero()[0])]
@@ -111,7 +108,7 @@ def score_maps(
     fill = network.mean.to(device) if metrics.kept.fill == "mean" else torch.zeros(3, 1, 1, device=device)
 
     def target_probability(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with _autocast(device):
+        with autocast(device):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         return network.probabilities(logits.float()).gather(1, targets[:, None]).squeeze(1)
 
@@ -161,7 +158,7 @@ def bottleneck_maps(
     with evaluating(network):
         for rows, images, targets in _batches(data, pairs, batch_size, device, "bottleneck"):
             generators = [generator(seed, "bottleneck", image_id, device=device) for image_id in rows["image_id"]]
-            with torch.no_grad(), _autocast(device):
+            with torch.no_grad(), autocast(device):
                 features = network.stem(images)
             maps.append(method.feature_saliency(network, features.float(), targets, statistics, generators).cpu())
     return torch.cat(maps)
@@ -193,7 +190,7 @@ def guidance_effect(
     with evaluating(network):
         start = 0
         for rows, images, targets in _batches(data, pairs, batch_size, device, "guidance effect"):
-            with torch.no_grad(), _autocast(device):
+            with torch.no_grad(), autocast(device):
                 features = network.stem(images)
             labels = torch.stack([held_out_labels[i] for i in rows["image_id"]]).to(device)
             l_ce, l_ss, _ = localization_losses(
@@ -234,7 +231,7 @@ def deletion_curves(
     fractions = np.linspace(0, 1, settings.points)
     fill = network.mean.to(device) if settings.fill == "mean" else torch.zeros(3, 1, 1, device=device)
     frames = []
-    with evaluating(network), torch.inference_mode(), _autocast(device):
+    with evaluating(network), torch.inference_mode(), autocast(device):
         start = 0
         for rows, images, targets in _batches(data, pairs, batch_size, device, "deletion"):
             curves = deletion.deletion_curve(

@@ -145,11 +145,11 @@ def guidance_target(
     form: str = "distribution",
     relative: bool = True,
 ) -> torch.Tensor:
-    """A' (Algorithm 1, line 10): A after ``steps`` descents of Eq. 10, clipped to A' ≥ 0 like the ReLU output that it replaces.
+    """A' (Algorithm 1, line 10): A after ``steps`` descents of Eq. 10, clipped to A' ≥ 0 like the ReLU output it stands for.
 
     Args:
         head: in evaluation mode.
-        features: A (B,C,h,w), ≥ 0.
+        features: A (B,C,h,w); where it is negative itself, that value is A''s floor.
         target: c (B,) int64.
         l_ib: (B,h,w).
         beta, r: of Eq. 10 and Eq. 1.
@@ -162,6 +162,8 @@ def guidance_target(
         (B,C,h,w), detached. Each image's A' depends on that image alone.
     """
     moved = features.detach()
+    # A network whose last activation lets negative values through keeps them.
+    floor = moved.clamp_max(0)
     length = moved.flatten(1).norm(dim=1)
     for _ in range(steps):
         with torch.enable_grad():
@@ -174,7 +176,7 @@ def guidance_target(
             scale = torch.where(norm > 0, step_size * length / norm.clamp_min(1e-30), 0.0)
         else:
             scale = torch.full_like(length, step_size)
-        moved = (moved.detach() - scale[:, None, None, None] * gradient).clamp_min(0)
+        moved = torch.maximum(moved.detach() - scale[:, None, None, None] * gradient, floor)
     return moved.detach()
 
 

@@ -8,9 +8,10 @@ makes "black" the same thing, zero, for every method and metric.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -74,6 +75,8 @@ class SplitNetwork(nn.Module):
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B,K) → class probabilities (B,K): sigmoid on a multi-label network, softmax otherwise."""
+        # A probability in half precision has two or three digits: too few to compare one image's with another's.
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
     @property
@@ -100,6 +103,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, required in needs:
             parameter.requires_grad_(required)
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bf16 autocast on CUDA, nothing elsewhere; for plain forward passes, not for gradients of gradients or sums over masks."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:
@@ -251,6 +259,23 @@ def check_arch(arch: str) -> None:
         raise ValueError(f"arch {arch!r} is unknown; take one of {known}, or your own as package.module:function")
 
 
+def check_options(arch: str, weights: str | None, options: dict[str, object]) -> None:
+    """Raise ``ValueError`` or ``TypeError`` where ``build_network`` would refuse these arguments; costs no memory.
+
+    A factory is only asked for its parameters, since building its network may download or read weights.
+    """
+    if ":" in arch:
+        if weights == "imagenet":
+            raise ValueError(f"weights: 'imagenet' means torchvision's; {arch} brings its own, say through options")
+        inspect.signature(load_factory(arch)).bind(2, **options)
+    elif arch in SMALL_NETWORKS:
+        if weights == "imagenet":
+            raise ValueError(f"weights: {arch} has no ImageNet weights")
+        inspect.signature(SMALL_NETWORKS[arch]).bind(2, **options)
+    elif options:
+        raise ValueError(f"options: {arch} takes none, not {', '.join(options)}")
+
+
 def build_network(
     arch: str, num_classes: int, weights: str | Path | None = None, *, multilabel: bool = False, **kw: object
 ) -> SplitNetwork:
@@ -265,16 +290,15 @@ def build_network(
         kw: further arguments of a small network or of the factory, which is called as ``factory(num_classes, **kw)``.
     """
     check_arch(arch)
+    check_options(arch, "imagenet" if weights == "imagenet" else None, kw)
     if ":" in arch:
         network = load_factory(arch)(num_classes, **kw)
         if not isinstance(network, SplitNetwork):
             raise TypeError(f"{arch} returned {type(network).__name__}; it must return an ibsgl.network.SplitNetwork")
     elif arch in SMALL_NETWORKS:
-        if weights == "imagenet":
-            raise ValueError(f"{arch} has no ImageNet weights")
         network = SMALL_NETWORKS[arch](num_classes, **kw)
     else:
-        network = _split_torchvision(arch, num_classes, "imagenet" if weights == "imagenet" else None, **kw)
+        network = _split_torchvision(arch, num_classes, "imagenet" if weights == "imagenet" else None)
     if weights is not None and weights != "imagenet":
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network.multilabel = multilabel

@@ -102,6 +102,20 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_digest(folder: str | os.PathLike[str]) -> str:
+    """16 hexadecimal digits that change when a file in ``folder`` is added, removed, resized or written, at any depth.
+
+    Reads names, sizes and dates only: tens of thousands of files take a fraction of a second.
+    """
+    digest = hashlib.sha256()
+    for path, _, files in sorted(os.walk(folder)):
+        for name in sorted(files):
+            file = os.path.join(path, name)
+            facts = os.stat(file)
+            digest.update(f"{os.path.relpath(file, folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def source_digest(*modules: str) -> str:
     """16 hexadecimal digits that change with the code of ``modules``, and not with its comments, docstrings or layout.
 

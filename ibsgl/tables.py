@@ -15,9 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from ibsgl.metrics import METRICS, Metric
+from ibsgl.metrics.classification import mean_average_precision
+from ibsgl.randomness import derive_seed
 from ibsgl.statistics import bootstrap_interval, paired_interval
 
 NOT_RUN = "not run"
@@ -355,9 +358,11 @@ def _verdict(
 
 
 def guidance_table(
-    effects: pd.DataFrame, predictions: pd.DataFrame, *, seed: int, resamples: int = 10000
+    effects: pd.DataFrame, predictions: pd.DataFrame, *, multilabel: bool = False, seed: int, resamples: int = 10000
 ) -> pd.DataFrame:
     """What guidance does to what it optimises: L_CE(L^c, L^ib), L_SS and accuracy, with guided − control.
+
+    On a multi-label set mAP stands in place of the accuracy (:func:`_map_rows`).
 
     Args:
         effects: held-out training images; ``network``, ``image_id``, ``l_ce``, ``l_ss``.
@@ -376,11 +381,10 @@ def guidance_table(
         ValueError: a network was not measured on the same rows as the others, or a value is NaN.
     """
     cells = []
-    for metric, frame, column, scale in (
-        ("l_ce", effects, "l_ce", 1),
-        ("l_ss", effects, "l_ss", 1),
-        ("accuracy", predictions, "correct", 100),
-    ):
+    measured = [("l_ce", effects, "l_ce", 1), ("l_ss", effects, "l_ss", 1)]
+    if not multilabel:
+        measured.append(("accuracy", predictions, "correct", 100))
+    for metric, frame, column, scale in measured:
         index = [key for key in _PAIR if key in frame]
         if frame.duplicated([*index, "network"]).any():
             raise ValueError(f"{metric}: more than one row for the same {' and '.join(index)} of a network")
@@ -399,7 +403,43 @@ def guidance_table(
             mean = float((wide["guided"] - wide["control"]).mean())
             network = "guided - control"
             cells.append({"metric": metric, "network": network, "value": mean, "low": low, "high": high, **count})
+    if multilabel:
+        cells += _map_rows(predictions, seed=seed, resamples=min(resamples, 1000))
     return pd.DataFrame(cells)
+
+
+def _map_rows(predictions: pd.DataFrame, *, seed: int, resamples: int) -> list[dict]:
+    """mAP in percent of every network and of guided − control, images resampled (the same ones for every network).
+
+    ``predictions`` has ``logit_<k>`` and ``label_<k>`` for each class. A resample that lacks a class averages over the others.
+    """
+    by_network = {}
+    for network, rows in predictions.groupby("network"):
+        rows = rows.sort_values("image_id")
+        logits, labels = (torch.tensor(rows.filter(regex=f"^{kind}_").to_numpy()) for kind in ("logit", "label"))
+        by_network[network] = logits, labels
+    number = len(next(iter(by_network.values()))[0])
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap", "map"))
+    draws = [torch.arange(number), *(torch.from_numpy(rng.integers(number, size=number)) for _ in range(resamples))]
+    values = {
+        network: np.array([100 * mean_average_precision(logits[rows], labels[rows]) for rows in draws])
+        for network, (logits, labels) in by_network.items()
+    }
+    named = {network: values[network] for network in NETWORKS if network in values}
+    if {"guided", "control"} <= set(named):
+        named["guided - control"] = named["guided"] - named["control"]
+    return [
+        {
+            "metric": "map",
+            "network": network,
+            "value": float(of[0]),
+            "low": float(np.quantile(of[1:], 0.025)),
+            "high": float(np.quantile(of[1:], 0.975)),
+            "n_rows": number,
+            "n_images": number,
+        }
+        for network, of in named.items()
+    ]
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -549,15 +589,15 @@ def write_latex(table: pd.DataFrame, path: str | Path, *, notes: Sequence[str] =
 
 def write_guidance_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
     """A :func:`guidance_table` of ``model`` as Markdown: losses with four decimals, accuracy in percent with two."""
-    labels = {"l_ce": "L_CE(L^c, L^ib)", "l_ss": "L_SS(L^c, L^p)", "accuracy": "accuracy (%)"}
+    labels = {"l_ce": "L_CE(L^c, L^ib)", "l_ss": "L_SS(L^c, L^p)", "accuracy": "accuracy (%)", "map": "mAP (%)"}
     lines = [
-        f"**What guidance does to {_markdown(model)}.** Losses on held-out training images, accuracy on test images.",
+        f"**What guidance does to {_markdown(model)}.** Losses on held-out training images, accuracy or mAP on test images.",
         "",
         "| metric | network | mean [95 % interval] | images |",
         "|---|---|---:|---:|",
     ]
     for row in table.itertuples():
-        digits = 2 if row.metric == "accuracy" else 4
+        digits = 2 if row.metric in ("accuracy", "map") else 4
         value = f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
         lines.append(f"| {labels[row.metric]} | {row.network} | {value} | {row.n_images} |")
     lines += ["", *(f"- {_markdown(note)}" for note in notes)]

@@ -21,7 +21,7 @@ from ibsgl.bottleneck import FeatureStatistics, bottleneck_saliency
 from ibsgl.config import Bottleneck, Guidance, Suppression, Training
 from ibsgl.guidance import feature_divergence, guidance_target, localization_loss
 from ibsgl.metrics.classification import classification_score
-from ibsgl.network import SplitNetwork
+from ibsgl.network import SplitNetwork, autocast
 from ibsgl.randomness import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -42,10 +42,20 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, multilabel: 
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
+def check_labels(data: VOCData, multilabel: bool) -> None:
+    """Raise ``ValueError`` where images show several classes and the network is to choose one."""
+    if multilabel:
+        return
+    for split in ("train", "held_out", "test"):
+        several = int((data.labels(split).sum(1) > 1).sum())
+        if several:
+            raise ValueError(f"data.multilabel: {several} {split} images show several classes; set it to true")
+
+
 def predict(network: SplitNetwork, data: VOCData, split: str, batch_size: int, device: torch.device) -> torch.Tensor:
     """Logits (N,K) on the CPU for every image of ``split``, in evaluation mode."""
     network.eval()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.inference_mode(), autocast(device):
         logits = [network(images.to(device)).float().cpu() for _, images in data.batches(data.ids(split), batch_size)]
     return torch.cat(logits)
 
@@ -185,11 +195,12 @@ def train_classifier(
     Raises:
         TrainingError: the loss is no longer a number, or the network says the same of every held-out image.
     """
+    check_labels(data, network.multilabel)
     network.to(device)
     labels = data.labels("train").to(device)
 
     def loss_of(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             logits = network(images)
         return {"loss": classification_loss(logits.float(), labels[indices.to(device)], network.multilabel)}
 
@@ -214,9 +225,10 @@ def train_classifier(
         train_mode=True,
     )
     logits = predict(network, data, "held_out", training.batch_size, device)
-    if len(logits) > 1 and torch.allclose(logits, logits[:1].expand_as(logits), atol=1e-5):
+    same = len(logits) > 1 and torch.allclose(logits, logits[:1].expand_as(logits), atol=1e-5)
+    if same or not logits.isfinite().all():
         raise TrainingError(
-            f"{name}: the network collapsed, it gives every held-out image the same logits; "
+            f"{name}: the network collapsed, every held-out image has the same logits, or none that is a number; "
             f"lower classifier.lr (now {training.lr:g})"
         )
     return history
@@ -250,6 +262,7 @@ def train_guided(
     Raises:
         TrainingError: the loss is no longer a number, or the held-out score fell by more than a quarter of its full scale.
     """
+    check_labels(data, network.multilabel)
     network.to(device)
     pairs = data.pairs("train")
     image_ids = list(pairs["image_id"])
@@ -274,7 +287,7 @@ def train_guided(
 
     def loss_of(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = indices.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             features = network.stem(images)
         # The inner problem differentiates twice and compares distributions: float32 throughout.
         features = features.float()

@@ -133,3 +133,16 @@ def test_override_is_merged_for_its_model_alone():
 def test_every_table_cell_is_asked_for_once():
     cells = config.load(values()).cells()
     assert len(cells) == len(set(cells)) == 7 + 3 + 1 + 7 + 3
+
+
+def test_what_a_network_cannot_be_built_with_is_said_before_any_job():
+    for changes, message in [
+        ({"models__resnet__options": {"widht": 2}}, "models.resnet: got an unexpected keyword argument 'widht'"),
+        ({"models__resnet__weights": "imagenet"}, "models.resnet: weights: resnet_small has no ImageNet weights"),
+        ({"models": {"tables": {"arch": "vgg_small"}}}, "models: 'tables' is a folder of the results"),
+        ({"metrics__kept__top": 1.0}, "metrics.kept.top: Input should be less than 1"),
+        ({"bottleneck__gamma": float("nan")}, "bottleneck.gamma: Input should be a finite number"),
+    ]:
+        with pytest.raises(config.ConfigError) as error:
+            config.load(values(**changes))
+        assert str(error.value).startswith(message)

@@ -185,3 +185,14 @@ def test_p_is_the_likeliest_other_class(case):
 
     _, l_ss, _ = localization_losses(head, features, target, l_ib, r=0.35)
     torch.testing.assert_close(l_ss, suppression_loss(l_c, l_p, 0.35))
+
+
+def test_negative_features_are_not_cut_off():
+    """The floor A' ≥ 0 stands for the ReLU; a network without one keeps its negative values."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Softplus(), nn.Linear(8, 3))
+    features = torch.randn(2, 2, 4, 4)
+    moved = guidance_target(
+        head, features, torch.tensor([0, 1]), torch.rand(2, 4, 4), beta=1.0, r=0.35, step_size=1e-3, steps=1
+    )
+    assert ((moved - features).flatten(1).norm(dim=1) <= 1.01e-3 * features.flatten(1).norm(dim=1)).all()

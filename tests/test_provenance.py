@@ -208,3 +208,17 @@ def test_a_file_that_is_no_record_is_passed_over_aloud(tmp_path, content):
 
 def test_no_folder_no_records(tmp_path):
     assert read_records(tmp_path / "none") == []
+
+
+def test_a_folder_digest_sees_every_change_inside(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    file = tmp_path / "a" / "b" / "c.xml"
+    file.write_text("1")
+    before = provenance.folder_digest(tmp_path)
+    assert provenance.folder_digest(tmp_path) == before
+    (tmp_path / "a" / "d.jpg").write_text("new")
+    added = provenance.folder_digest(tmp_path)
+    (tmp_path / "a" / "d.jpg").unlink()
+    assert provenance.folder_digest(tmp_path) == before != added
+    file.write_text("22")
+    assert provenance.folder_digest(tmp_path) != before

@@ -440,7 +440,7 @@ def test_guidance_is_written(tmp_path):
     tables.write_guidance_markdown(table, tmp_path / "g.md", model="resnet", notes=["A note."])
     lines = (tmp_path / "g.md").read_text(encoding="utf-8").splitlines()
     assert lines[:4] == [
-        "**What guidance does to resnet.** Losses on held-out training images, accuracy on test images.",
+        "**What guidance does to resnet.** Losses on held-out training images, accuracy or mAP on test images.",
         "",
         "| metric | network | mean [95 % interval] | images |",
         "|---|---|---:|---:|",
@@ -477,3 +477,26 @@ def test_the_published_data_set_is_recognised_by_content_not_by_name():
     few = scores.head(10)
     few.attrs = scores.attrs
     assert tables.data_set(few, "voc2007", published) == "voc2007 (10 test images, 20 classes)"
+
+
+def test_guidance_on_a_multilabel_set_is_scored_by_map():
+    losses = pd.DataFrame(
+        [(n, str(i), 1.0 + (n == "control"), 0.1) for n in ("guided", "control") for i in range(4)],
+        columns=["network", "image_id", "l_ce", "l_ss"],
+    )
+    labels = [(1, 0), (0, 1), (1, 1), (1, 0)]
+    # Guided ranks both classes perfectly; the control ranks class 0 hit, miss, hit, hit.
+    logits = {"guided": [(3, 0), (0, 3), (2, 2), (1, 0)], "control": [(3, 0), (2, 3), (1, 2), (0, 0)]}
+    predictions = pd.DataFrame(
+        [(n, str(i), 1.0, *logits[n][i], *labels[i]) for n in logits for i in range(4)],
+        columns=["network", "image_id", "correct", "logit_0", "logit_1", "label_0", "label_1"],
+    ).astype({"logit_0": float, "logit_1": float})
+    table = tables.guidance_table(losses, predictions, multilabel=True, seed=0, resamples=200)
+    rows = table[table["metric"] == "map"].set_index("network")
+    control = 100 * np.mean([(1 + 2 / 3 + 3 / 4) / 3, 1])
+    assert rows.loc["guided", "value"] == pytest.approx(100)
+    assert rows.loc["control", "value"] == pytest.approx(control)
+    assert rows.loc["guided - control", "value"] == pytest.approx(100 - control)
+    assert rows.loc["guided", "low"] == pytest.approx(100)
+    assert rows.loc["control", "low"] <= control <= rows.loc["control", "high"]
+    assert "accuracy" not in set(table["metric"])

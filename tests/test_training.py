@@ -156,7 +156,7 @@ def test_batch_norm_statistics_stay_frozen_under_guidance(data, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"mode": "end_to_end"}, {"bottleneck_network": "current"}, {"step": "absolute"}])
 def test_alternatives_train(data, tmp_path, changes):
-    guidance = Guidance(training=Training(epochs=1, batch_size=16, lr=0.01), **changes)
+    guidance = Guidance(step_size=0.2, training=Training(epochs=1, batch_size=16, lr=0.01), **changes)
     net = network().eval()
     current = "bottleneck_network" in changes
     statistics = FeatureStatistics().update(net.stem(data.images(data.ids("train")))) if current else None
@@ -217,3 +217,9 @@ def test_statistics_are_of_the_training_images(data):
     assert statistics.count == len(data.ids("train")) == 24
     torch.testing.assert_close(statistics.mean, features.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics.std, features.std(0), rtol=1e-4, atol=1e-5)
+
+
+def test_several_classes_on_an_image_need_a_multilabel_network(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.__class__, "labels", lambda self, split: torch.ones(2, 6))
+    with pytest.raises(ValueError, match=r"data\.multilabel: 2 train images show several classes"):
+        classifier(data, tmp_path / "a")

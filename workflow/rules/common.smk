@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from ibsgl import attribution
 from ibsgl import config as configuration
-from ibsgl.provenance import source_digest
+from ibsgl.provenance import folder_digest, source_digest
 from ibsgl.tracking import Tracker
 
 try:
@@ -106,7 +106,7 @@ def guidance_inputs(wildcards):
     if wildcards.network == "control":
         return {}
     if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
-        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics/pretrained.pt"}
     return {"bottleneck": f"{RESULTS}/{wildcards.model}/bottleneck.pt"}
 
 
@@ -116,15 +116,28 @@ def guidance_options(wildcards, input):
 
 
 def statistics_of(wildcards):
-    """The bottleneck map needs the statistics of its network's features; the other methods need nothing more."""
-    if wildcards.method == "bottleneck":
-        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics.pt"}
+    """The statistics of the network's features, for the methods that ask for them."""
+    needed = attribution.get(
+        wildcards.method,
+        **CONFIG.for_model(wildcards.model).method_settings(wildcards.method),
+    )
+    if "statistics" in needed.requires:
+        return {
+            "statistics": f"{RESULTS}/{wildcards.model}/statistics/{wildcards.network}.pt"
+        }
     return {}
+
+
+def network_code(wildcards):
+    """The module of a network that the config brings in by its factory."""
+    name, colon, _ = CONFIG.models[wildcards.model].arch.partition(":")
+    return [name] if colon else []
 
 
 # The modules that a stage's results depend on, besides the module of a method: an edit re-runs the stage.
 DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
 TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
+STATISTICS_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.bottleneck")
 BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
 GUIDANCE_CODE = (
     *TRAINING_CODE,

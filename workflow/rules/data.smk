@@ -32,6 +32,8 @@ rule index:
         "../../environment.yml"
     params:
         settings=settings("index"),
+        # Snakemake sees a folder's own date, not what changes inside it.
+        files=[] if CONFIG.data.source == "shapes" else folder_digest(ROOT),
         code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
     shell:
         "ibsgl index --root {input.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

@@ -55,7 +55,7 @@ rule scores:
         records=RECORDS,
         settings=settings("scores"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE),
+        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
         " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
@@ -87,7 +87,7 @@ rule deletion:
     params:
         settings=settings("deletion"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE),
+        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
         "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

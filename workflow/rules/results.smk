@@ -50,7 +50,13 @@ rule table:
         records=RECORDS,
         settings=settings("table"),
         scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
-        code=source_digest("ibsgl.tables", "ibsgl.statistics", "ibsgl.metrics"),
+        code=source_digest(
+            "ibsgl.tables",
+            "ibsgl.statistics",
+            "ibsgl.metrics",
+            "ibsgl.config",
+            "ibsgl.randomness",
+        ),
     shell:
         "ibsgl table {params.scores:q} --published {input.published:q} --settings {params.settings:q}"
         " --records {params.records:q} --out {output.csv:q} 2> {log:q}"

@@ -18,7 +18,7 @@ rule classifier:
     params:
         records=RECORDS,
         settings=settings("classifier"),
-        code=source_digest(*TRAINING_CODE),
+        code=lambda wildcards: source_digest(*TRAINING_CODE, *network_code(wildcards)),
     shell:
         "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
@@ -29,13 +29,13 @@ rule statistics:
     input:
         index=INDEX,
         root=ROOT,
-        weights=f"{RESULTS}/{{model}}/pretrained.pt",
+        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
-        f"{RESULTS}/{{model}}/statistics.pt",
+        f"{RESULTS}/{{model}}/statistics/{{network}}.pt",
     log:
-        f"{RESULTS}/logs/{{model}}/statistics.log",
+        f"{RESULTS}/logs/{{model}}/statistics/{{network}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/statistics.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/statistics/{{network}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -44,7 +44,7 @@ rule statistics:
         batch_size=CONFIG.batch_size,
     params:
         settings=settings("statistics"),
-        code=source_digest(*BOTTLENECK_CODE),
+        code=source_digest(*STATISTICS_CODE),
     shell:
         "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
@@ -56,7 +56,7 @@ rule bottleneck:
         index=INDEX,
         root=ROOT,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
-        statistics=f"{RESULTS}/{{model}}/statistics.pt",
+        statistics=f"{RESULTS}/{{model}}/statistics/pretrained.pt",
     output:
         f"{RESULTS}/{{model}}/bottleneck.pt",
     log:

@@ -1,0 +1,240 @@
+"""Every step can be run by hand: its help, its errors in one line, and files that are whole or not there."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+import yaml
+from typer.testing import CliRunner
+
+from ibsgl import cli, config
+from ibsgl.cli import _written
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "configs" / "tiny.yaml"
+COMMANDS = typer.main.get_command(cli.app).commands
+# Shell lines of the rules, by step.
+SHELL = {
+    match[1]: "".join(re.findall(r'"([^"]*)"', match[0]))
+    for rules in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+    for match in re.finditer(r'"ibsgl (\w+) [^"]*"(?:\s+"[^"]*")*', rules.read_text())
+}
+
+
+def ibsgl(*arguments):
+    """Exit status and output of ``ibsgl …``; an exception that the console script does not know is a failure."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def error_of(*arguments):
+    """The one line after the usage with which a wrong call ends."""
+    code, output = ibsgl(*arguments)
+    assert code == 2
+    *usage, empty, error = output.splitlines()
+    assert usage[0].startswith("Usage:")
+    assert empty == ""
+    return error
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """What the console script says at its end; given to sys.exit, it is printed and the status is 1."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ibsgl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code
+
+    return run
+
+
+def test_help_lists_every_step_of_the_workflow():
+    code, output = ibsgl("--help")
+    assert code == 0
+    assert len(SHELL) == 13
+    for step in SHELL:
+        assert re.search(rf"^  {step}  +\S", output, re.M), step
+
+
+@pytest.mark.parametrize("step", COMMANDS)
+def test_every_step_explains_itself_and_its_options(step):
+    code, output = ibsgl(step, "--help")
+    assert code == 0
+    assert output.startswith("Usage: ")
+    assert (COMMANDS[step].help or "").splitlines()[0].split(":")[0] in " ".join(output.split())
+    for parameter in COMMANDS[step].params:
+        assert parameter.help, (step, parameter.name)
+
+
+@pytest.mark.parametrize("step", SHELL)
+def test_rules_call_steps_with_options_that_they_have(step):
+    known = {option for parameter in COMMANDS[step].params for option in parameter.opts}
+    required = {parameter.opts[0] for parameter in COMMANDS[step].params if parameter.required}
+    used = set(re.findall(r"--[a-z-]+", SHELL[step]))
+    assert used <= known
+    # These come from a param that lists the files.
+    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{", "not readable as JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "Input should be a valid dictionary"),
+        ('{"seed": "x"}', "seed: Input should be a valid integer"),
+        ('{"seed": 0, "shapes": {"sise": 3}}', "shapes.sise: Extra inputs are not permitted"),
+        ('{"seed": 0}', "this step needs the setting 'shapes'"),
+        ("@gone.json", "not readable as JSON: [Errno 2] No such file or directory: 'gone.json'"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, message, tmp_path):
+    error = error_of("shapes", "--settings", settings, "--out", tmp_path / "made")
+    assert error.startswith("Error: Invalid value for --settings: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_can_come_from_a_file(tmp_path):
+    part = {"seed": 0, "shapes": {"trainval": 6, "test": 6, "size": 32}}
+    (tmp_path / "settings.json").write_text(json.dumps(part))
+    code, _ = ibsgl("shapes", "--settings", f"@{tmp_path / 'settings.json'}", "--out", tmp_path / "VOC2007")
+    assert code == 0
+    assert len(list((tmp_path / "VOC2007" / "JPEGImages").iterdir())) == 12
+
+
+NETWORK = {"arch": "resnet_small", "image_size": 32, "multilabel": False}
+
+
+def test_a_missing_file_is_one_line_naming_it(script, tmp_path):
+    out = ["--settings", json.dumps({"network": NETWORK}), "--out", tmp_path / "out.pt"]
+    said = script("statistics", "--index", "gone.parquet", "--root", "gone", "--weights", "gone.pt", *out)
+    assert said == "ibsgl: error: there is no file gone.parquet"
+    step = {"seed": 0, "splits": {}, "held_out": 0.1, "classes": None, "difficult": "keep"}
+    said = script("index", "--root", "gone", "--settings", json.dumps(step), "--out", tmp_path / "out.parquet")
+    assert said.startswith("ibsgl: error: gone: no such folder")
+    said = script("settings", "data", "--config", "gone.yaml")
+    assert said == "ibsgl: error: there is no file gone.yaml"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_config_is_one_line(script, tmp_path):
+    (tmp_path / "bad.yaml").write_text(TINY.read_text().replace("seed: 0", "sead: 0"))
+    assert script("settings", "data", "--config", tmp_path / "bad.yaml") == "ibsgl: error: sead: there is no such key"
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [
+        ("data", {}),
+        ("classifier", {"model": "vgg"}),
+        ("guide", {"model": "resnet", "network": "guided"}),
+        ("maps", {"model": "resnet", "network": "pretrained", "method": "rise"}),
+        ("table", {"number": "3"}),
+    ],
+)
+def test_settings_prints_what_the_rule_passes(step, where):
+    code, output = ibsgl(
+        "settings", step, "--config", TINY, *(f"--where={key}={value}" for key, value in where.items())
+    )
+    assert code == 0
+    assert output == config.load(yaml.safe_load(TINY.read_text())).settings(step, **where) + "\n"
+    # It is what --settings takes.
+    assert cli._parse(output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mops"], "STEP: there is no step 'mops'; take one of data, index, classifier,"),
+        (["maps"], "--where: maps needs model=… and method=…"),
+        (["maps", "--where=model=resnet", "--where=method"], "--where: maps needs method=…"),
+        (["classifier", "--where=model=alexnet"], "--where: there is no model 'alexnet'; take one of resnet, vgg"),
+    ],
+)
+def test_settings_says_what_is_missing(arguments, message):
+    assert error_of("settings", "--config", TINY, *arguments).startswith(f"Error: Invalid value for {message}")
+
+
+def test_written_replaces_the_file_at_the_end_and_not_before(tmp_path):
+    out = tmp_path / "new" / "out.npz"
+    with _written(out) as temporary:
+        # NumPy appends the suffix that a name does not have.
+        assert temporary.suffix == out.suffix
+        np.savez(temporary, a=[1])
+        assert not out.exists()
+    assert np.load(out)["a"] == 1
+    with _written(out) as temporary:
+        np.savez(temporary, a=[2])
+        assert np.load(out)["a"] == 1
+    assert np.load(out)["a"] == 2
+    assert list(out.parent.iterdir()) == [out]
+    assert out.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_written_leaves_nothing_behind_when_the_block_fails(tmp_path, error):
+    out = tmp_path / "out.csv"
+    out.write_text("before")
+
+    def fail():
+        with _written(out) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_text() == "before"
+
+
+def test_a_step_that_fails_leaves_no_file(script, tmp_path):
+    """Maps of other images than the index's are refused before anything is written."""
+    ibsgl(
+        "shapes",
+        "--settings",
+        '{"seed": 0, "shapes": {"trainval": 12, "test": 6, "size": 32}}',
+        "--out",
+        tmp_path / "voc",
+    )
+    step = {"seed": 0, "splits": {}, "held_out": 0.3, "classes": None, "difficult": "keep"}
+    assert (
+        ibsgl("index", "--root", tmp_path / "voc", "--settings", json.dumps(step), "--out", tmp_path / "i.parquet")[0]
+        == 0
+    )
+    import torch
+
+    from ibsgl.data.voc import Index
+    from ibsgl.network import build_network
+
+    classes = len(Index.load(tmp_path / "i.parquet").class_names)
+    torch.save(build_network("resnet_small", classes, width=2).state_dict(), tmp_path / "w.pt")
+    maps = tmp_path / "rise" / "0.npz"
+    maps.parent.mkdir()
+    np.savez(maps, saliency=np.zeros((1, 32, 32)), image_id=["x"], target=[0], label="RISE", settings='{"seed": 0}')
+    settings = json.dumps({"network": NETWORK | {"options": {"width": 2}}, "metrics": {}})
+    said = script(
+        *shlex.split("scores --model m --network pretrained --settings"),
+        settings,
+        *("--index", tmp_path / "i.parquet", "--root", tmp_path / "voc", "--weights", tmp_path / "w.pt"),
+        *("--maps", maps, "--out", tmp_path / "scores" / "s.parquet", "--records", tmp_path / "records"),
+    )
+    assert said == f"ibsgl: error: {maps.parent}: the maps are not those of this index; delete the folder and run again"
+    assert not (tmp_path / "records").exists()
+    assert not list(tmp_path.glob("scores/*"))

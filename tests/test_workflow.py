@@ -1,0 +1,332 @@
+"""The graph's promises: nothing is made twice, a change re-runs what depends on it alone, and a killed run ends the same.
+
+The whole graph runs once, in a folder of its own, and is killed once on the way. All other questions are dry runs after it;
+they are asked in forks of a process that has imported torch and Snakemake already.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from ibsgl import tables
+from ibsgl.config import NETWORKS
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = ROOT / "tests" / "configs" / "minimal.yaml"
+TINY = ROOT / "tests" / "configs" / "tiny.yaml"
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+# Variables of whoever runs the tests that would change what a workflow does.
+FOREIGN = ("MLFLOW_TRACKING_URI", "SNAKEMAKE_PROFILE", "SNAKEMAKE_OUTPUT_CACHE", "IBSGL_GPU")
+
+MAPS = {
+    "pretrained": ("rise", "gradient", "bottleneck", "center", "random", "oracle"),
+    "control": ("gradient",),
+    "guided": ("gradient", "rise"),
+}
+TABLES = {"table 1", "table 3"}
+FIGURES = {"figure 2", "figure 3", "figure4"}
+
+
+def maps(network, *methods):
+    return {f"maps resnet/{network}/{method}/0" for method in methods or MAPS[network]}
+
+
+def of(rule, *networks):
+    return {f"{rule} resnet/{network}" for network in networks}
+
+
+# What follows from another guided network, tables and figures included.
+GUIDED = {
+    *of("guide", "guided"),
+    "effect resnet",
+    *maps("guided"),
+    *of("scores", "guided"),
+    *of("deletion", "guided"),
+    *TABLES,
+    *FIGURES,
+}
+EVERYTHING = {
+    *("data", "index", "classifier resnet", "statistics resnet", "bottleneck resnet"),
+    *of("guide", "control"),
+    *(job for network in NETWORKS for job in maps(network)),
+    *of("scores", *NETWORKS),
+    *of("deletion", *NETWORKS),
+    *GUIDED,
+}
+
+
+def workspace(folder):
+    """``folder`` as a clone of the repository without results."""
+    (folder / "results").mkdir(parents=True)
+    for name in ("Snakefile", "workflow", "config", "profiles", "environment.yml", "results/published"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def environment():
+    return {key: value for key, value in os.environ.items() if key not in FOREIGN}
+
+
+def configured(folder, name, source=MINIMAL, **changes):
+    """A copy of ``source`` in ``folder`` with changes given as dotted keys (``__`` for the dot); its name."""
+    tree = yaml.safe_load(source.read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return f"{name}.yaml"
+
+
+def _snakemake(folder, arguments):
+    """Exit status and output of Snakemake in this process, which does nothing else."""
+    from snakemake import cli
+
+    os.chdir(folder)
+    for variable in FOREIGN:
+        os.environ.pop(variable, None)
+    sys.argv = [str(SNAKEMAKE), *arguments]
+    said = StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            cli.main(arguments)
+        except SystemExit as end:
+            return end.code, said.getvalue()
+    raise AssertionError("snakemake.cli.main returned")
+
+
+def _by_hand(folder, commands):
+    """Run ``ibsgl`` commands one after the other in this process."""
+    import torch
+
+    from ibsgl.cli import app
+
+    os.chdir(folder)
+    # As Snakemake starts a job with one thread; more of them add numbers in another order.
+    torch.set_num_threads(1)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        for command in commands:
+            app(command, standalone_mode=False)
+
+
+def _answer(connection, function, arguments):
+    connection.send(function(*arguments))
+
+
+@pytest.fixture(scope="module")
+def fork():
+    """Call a function in a fresh process that has torch and Snakemake imported."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ibsgl.cli", "ibsgl.attribution", "ibsgl.tracking", "torch", "snakemake.cli"])
+
+    def call(function, *arguments):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            return receiver.recv()
+        except EOFError:
+            raise AssertionError(f"{function.__name__} failed; its traceback is on standard error") from None
+        finally:
+            process.join()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def ask(fork):
+    """(jobs, output) of a dry run in a folder; a job is its rule and wildcards, as ``maps resnet/guided/rise/0``."""
+
+    def dry_run(folder, configfile, *arguments):
+        code, said = fork(_snakemake, folder, [*arguments, "--dry-run", "--configfile", configfile])
+        assert code == 0, said
+        blocks = re.findall(r"^rule (\w+):\n((?:    .*\n)+)", said, re.M)
+        jobs = []
+        for rule, facts in blocks:
+            wildcards = re.search(r"^    wildcards: (.*)$", facts, re.M)
+            values = [pair.split("=")[1] for pair in wildcards[1].split(", ")] if wildcards else []
+            jobs.append(" ".join([rule, "/".join(values)]).strip())
+        assert len(jobs) == len(set(jobs)), jobs
+        assert jobs or "Nothing to be done" in said, said
+        return set(jobs) - {"all"}, said
+
+    return dry_run
+
+
+@pytest.fixture(scope="module")
+def killed_and_restarted(tmp_path_factory):
+    """The folder of a run that was killed with all its jobs in the middle of guided training, and started again."""
+    folder = workspace(tmp_path_factory.mktemp("run") / "clone")
+    command = [SNAKEMAKE, "--configfile", configured(folder, "minimal")]
+    with (folder / "first.txt").open("w") as said:
+        run = subprocess.Popen(
+            command, cwd=folder, env=environment(), start_new_session=True, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            while not list(folder.glob("results/minimal/resnet/guided.checkpoint*")):
+                assert run.poll() is None, (folder / "first.txt").read_text()
+                time.sleep(0.01)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+    assert not list(folder.glob("results/minimal/tables/table*.csv"))
+    again = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    return folder
+
+
+def test_from_scratch_every_job_runs_once(ask, tmp_path):
+    folder = workspace(tmp_path / "clone")
+    assert ask(folder, configured(folder, "minimal"))[0] == EVERYTHING
+
+
+def test_table3_from_scratch_asks_for_the_first_network_and_no_figure(ask, tmp_path):
+    folder = workspace(tmp_path / "clone")
+    jobs, _ = ask(folder, configured(folder, "tiny", TINY), "table3")
+    shared = {"data", "index", "classifier resnet", "statistics resnet", "bottleneck resnet", "table3", "table 3"}
+    evaluated = {job for network in NETWORKS for job in maps(network)} | of("scores", *NETWORKS)
+    of_gradcam = maps("pretrained", "gradcam") | maps("guided", "gradcam")
+    assert jobs == shared | of("guide", "guided", "control") | evaluated | of_gradcam
+
+
+def test_a_bad_config_stops_before_any_job_with_one_line_naming_the_key(tmp_path):
+    folder = workspace(tmp_path / "clone")
+    configfile = configured(folder, "bad", suppression__r=2)
+    run = subprocess.run(
+        [SNAKEMAKE, "--configfile", configfile],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    said = [
+        line
+        for line in (run.stdout + run.stderr).splitlines()
+        if not line.startswith("Using workflow specific profile")
+    ]
+    assert said == ["config: suppression.r: Input should be less than or equal to 1 (it is 2.0)"]
+    assert [path.name for path in (folder / "results").iterdir()] == ["published"]
+
+
+def test_after_a_run_nothing_is_to_be_done(ask, killed_and_restarted):
+    assert ask(killed_and_restarted, "minimal.yaml")[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"methods__rise__masks": 9},
+            {
+                *maps("pretrained", "rise"),
+                *maps("guided", "rise"),
+                *of("scores", "pretrained", "guided"),
+                *TABLES,
+            },
+        ),
+        # r is in L_SS, which guides, and marks the region of the deletion curves.
+        ({"suppression__r": 0.2}, GUIDED | of("deletion", *NETWORKS)),
+        (
+            {"bottleneck__alpha": 5.0},
+            {"bottleneck resnet", *maps("pretrained", "bottleneck"), *of("scores", "pretrained"), *GUIDED},
+        ),
+        ({"seed": 1}, EVERYTHING),
+        ({"metrics__miou__top": 0.3}, of("scores", *NETWORKS) | TABLES),
+        ({"batch_size": 3, "threads": 2, "device": "auto"}, set()),
+    ],
+    ids=["masks", "r", "alpha", "seed", "miou", "machine"],
+)
+def test_a_change_reruns_exactly_what_depends_on_it(ask, killed_and_restarted, request, changes, expected):
+    configfile = configured(killed_and_restarted, request.node.callspec.id, **changes)
+    assert ask(killed_and_restarted, configfile)[0] == expected
+
+
+def test_tables_equal_those_of_the_same_commands_run_by_hand_without_a_break(ask, fork, killed_and_restarted, tmp_path):
+    folder = workspace(tmp_path / "clone")
+    _, said = ask(folder, configured(folder, "minimal"))
+    # Listed in an order in which every file is made before it is read.
+    commands = [shlex.split(line) for line in re.findall(r"^Shell command: (ibsgl .*)$", said, re.M)]
+    assert len(commands) == len(EVERYTHING)
+    for command in commands:
+        assert command[-2] == "2>"
+    fork(_by_hand, folder, [command[1:-2] for command in commands])
+    results = folder / "results" / "minimal"
+    made = sorted(path.relative_to(results) for path in results.glob("*/*") if path.suffix in (".csv", ".md", ".tex"))
+    assert [path.name for path in made] == [
+        "figure4.csv",
+        "guidance_resnet.csv",
+        "guidance_resnet.md",
+        *(f"table{number}.{kind}" for number in (1, 3) for kind in ("csv", "md", "tex")),
+    ]
+    for path in made:
+        assert (results / path).read_bytes() == (killed_and_restarted / "results" / "minimal" / path).read_bytes(), path
+
+
+def test_tables_and_figures_are_there_and_parse(killed_and_restarted):
+    results = killed_and_restarted / "results" / "minimal"
+    for number, metrics in ((1, {"ebpg", "miou", "bbox"}), (3, {"average_drop", "average_increase"})):
+        table = pd.read_csv(results / "tables" / f"table{number}.csv")
+        assert set(table["metric"]) == metrics
+        ran = table[table["value"] != tables.NOT_RUN]
+        assert set(zip(ran["network"], ran["method"], strict=True)) == {
+            (network, method) for network in NETWORKS for method in MAPS[network]
+        }
+        numbers = ran[["value", "low", "high"]].astype(float)
+        assert ((numbers["low"] <= numbers["value"]) & (numbers["value"] <= numbers["high"])).all()
+        assert numbers.to_numpy().min() >= 0
+        assert numbers.to_numpy().max() <= 100
+        assert r"\begin{tabular}" in (results / "tables" / f"table{number}.tex").read_text()
+        assert "RISE" in (results / "tables" / f"table{number}.md").read_text()
+    for number in (2, 3, 4):
+        figure = results / "figures" / f"figure{number}.png"
+        with Image.open(figure) as image:
+            image.load()
+            assert round(image.info["dpi"][0]) == 200
+        assert figure.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_restarted):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{killed_and_restarted}/mlflow.db")
+    experiment = client.get_experiment_by_name("minimal")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {run.info.run_id: run for run in runs if run.data.tags["ibsgl.kind"] == "invocation"}
+    assert sorted(run.info.status for run in parents.values()) == ["FINISHED", "KILLED"]
+    children = [run for run in runs if run.info.run_id not in parents and "ibsgl.superseded" not in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
+    assert sorted((run.data.tags["ibsgl.kind"], run.data.tags["ibsgl.cell"]) for run in children) == sorted(
+        [
+            *(("training", f"resnet/{name}") for name in ("classifier", "control", "guided")),
+            *(("evaluation", f"resnet/{network}/{method}") for network in NETWORKS for method in MAPS[network]),
+            *(("table", name) for name in ("table1", "table3", "resnet/effect")),
+            *(("figure", f"figure{number}") for number in (2, 3, 4)),
+        ]
+    )
+    assert {run.info.status for run in children} == {"FINISHED"}
+    (table,) = (run for run in children if run.data.tags["ibsgl.cell"] == "table1")
+    assert {file.path for file in client.list_artifacts(table.info.run_id, "tables")} == {
+        f"tables/table1.{kind}" for kind in ("csv", "md", "tex")
+    }
+    (guided,) = (run for run in children if run.data.tags["ibsgl.cell"] == "resnet/guided")
+    epochs = client.get_metric_history(guided.info.run_id, next(k for k in guided.data.metrics if "test" not in k))
+    assert [metric.step for metric in sorted(epochs, key=lambda metric: metric.step)] == [1, 2]
