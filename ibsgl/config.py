@@ -142,7 +142,7 @@ class Divergence(_Section):
     """D_KL(A ‖ A') of Eq. 11."""
 
     normalise: Literal["softmax", "sum"] = "softmax"
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Literal["sum", "mean"] = "mean"
 
 
 class Guidance(_Section):
@@ -153,8 +153,8 @@ class Guidance(_Section):
     cross_entropy: Literal["distribution", "binary"] = "distribution"
     mu: NonNegative = 2.0
     step: Literal["relative", "absolute"] = "relative"
-    step_size: PositiveReal = 0.005
-    steps: Positive = 1
+    step_size: PositiveReal = 0.05
+    steps: Positive = 5
     divergence: Divergence = Divergence()
     training: Training = Training()
 

@@ -87,7 +87,8 @@ def _optimizer(network: nn.Module, training: Training, steps: int):
 
 
 def _save(state: dict, path: Path) -> None:
-    temporary = path.with_name(path.name + ".part")
+    # The process's own name: a job orphaned by a kill may still be writing beside the one that took its place.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(state, temporary)
     os.replace(temporary, path)
 
