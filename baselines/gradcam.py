@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.network import SplitNetwork, features_and_gradient, upsample
 from ibsgl.randomness import Generators
 
 
@@ -30,15 +30,6 @@ class GradCAM:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the logit; ``generator`` is not used."""
-        check_batch(images, targets)
-        with evaluating(network):
-            with torch.no_grad():
-                features = network.stem(images)
-            with torch.enable_grad():
-                features = features.detach().requires_grad_(True)
-                # One logit an image, so the sum's gradient is each image's own.
-                score = network.head(features).gather(1, targets[:, None]).sum()
-                (gradient,) = torch.autograd.grad(score, features)
-        features = features.detach()
+        features, gradient = features_and_gradient(network, images, targets)
         weights = gradient.mean((2, 3), keepdim=True)
         return upsample((weights * features).sum(1).relu(), images.shape[-2:])

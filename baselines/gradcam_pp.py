@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.network import SplitNetwork, features_and_gradient, upsample
 from ibsgl.randomness import Generators
 
 
@@ -37,16 +37,7 @@ class GradCAMPlusPlus:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0; ``generator`` is not used."""
-        check_batch(images, targets)
-        with evaluating(network):
-            with torch.no_grad():
-                features = network.stem(images)
-            with torch.enable_grad():
-                features = features.detach().requires_grad_(True)
-                # One logit an image, so the sum's gradient is each image's own.
-                score = network.head(features).gather(1, targets[:, None]).sum()
-                (gradient,) = torch.autograd.grad(score, features)
-        features = features.detach()
+        features, gradient = features_and_gradient(network, images, targets)
         denominator = 2 + gradient * features.sum((2, 3), keepdim=True)
         counted = (gradient > 0) & (denominator != 0)
         weights = torch.where(counted, gradient / denominator, 0).sum((2, 3), keepdim=True)

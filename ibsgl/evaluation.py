@@ -244,6 +244,7 @@ def deletion_curves(
                 generators=[generator(seed, "deletion", image_id, device=device) for image_id in rows["image_id"]],
                 repeats=settings.repeats,
                 fill=fill,
+                chunk=batch_size,
             )
             keys = pd.MultiIndex.from_product(
                 [range(len(rows)), range(settings.repeats), fractions], names=["row", "repeat", "fraction"]

@@ -122,6 +122,28 @@ def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:
         raise ValueError(f"targets must be int64 class indices, not {targets.dtype}")
 
 
+def features_and_gradient(
+    network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and ∂y^c/∂A, both (B,C,h,w) and detached, in evaluation mode: one stem pass, the gradient through the head alone."""
+    check_batch(images, targets)
+    with evaluating(network):
+        with torch.no_grad():
+            features = network.stem(images)
+        with torch.enable_grad():
+            gradient = feature_gradient(network.head, features.requires_grad_(True), targets)
+    return features.detach(), gradient
+
+
+def feature_gradient(
+    head: nn.Module, features: torch.Tensor, targets: torch.Tensor, create_graph: bool = False
+) -> torch.Tensor:
+    """∂y^c/∂A (B,C,h,w) of ``features`` A, which require a gradient, for each image's class c (B,)."""
+    # One logit an image, so the sum's gradient is each image's own.
+    score = head(features).gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(score, features, create_graph=create_graph)[0]
+
+
 def upsample(maps: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:
     """Maps (B,h,w) → (B,H,W), bilinear with ``align_corners=False``."""
     return nn.functional.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]

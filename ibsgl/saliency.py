@@ -12,8 +12,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.network import SplitNetwork, feature_gradient, features_and_gradient, upsample
 from ibsgl.randomness import Generators
+
+
+def _rectified_sum(features: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return (gradient * features).sum(1).relu()
 
 
 def gradient_saliency(
@@ -27,10 +31,8 @@ def gradient_saliency(
     with torch.enable_grad():
         if not features.requires_grad:
             features = features.detach().requires_grad_(True)
-        # One logit an image, so the sum's gradient is each image's own.
-        score = head(features).gather(1, target[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, features, create_graph=create_graph)
-        saliency = (gradient * features).sum(1).relu()
+        gradient = feature_gradient(head, features, target, create_graph)
+        saliency = _rectified_sum(features, gradient)
     return saliency if create_graph else saliency.detach()
 
 
@@ -45,8 +47,5 @@ class Gradient:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """(B,H,W) in units of the logit, ≥ 0."""
-        check_batch(images, targets)
-        with evaluating(network):
-            with torch.no_grad():
-                features = network.stem(images)
-            return upsample(gradient_saliency(network.head, features, targets), images.shape[-2:])
+        features, gradient = features_and_gradient(network, images, targets)
+        return upsample(_rectified_sum(features, gradient), images.shape[-2:])
