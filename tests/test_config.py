@@ -124,7 +124,7 @@ def test_a_new_seed_changes_every_step_that_draws():
 
 def test_override_is_merged_for_its_model_alone():
     loaded = config.load(values(models__vgg__override={"methods": {"rise": {"masks": 3}}, "guidance": {"mu": 1}}))
-    assert json.loads(loaded.settings("maps", model="vgg", network="guided", method="rise"))["settings"] == {"masks": 3}
+    assert json.loads(loaded.settings("maps", model="vgg", network="guided", method="rise"))["settings"]["masks"] == 3
     assert loaded.for_model("vgg").guidance.mu == 1.0
     assert loaded.for_model("resnet").guidance.mu == 2.0
     assert loaded.for_model("vgg").guidance.step_size == loaded.guidance.step_size
