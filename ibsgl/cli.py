@@ -205,6 +205,8 @@ def index(root: Root, settings: Settings, out: Out) -> None:
         class_names=step.classes,
         difficult=step.difficult,
     )
+    if len(built.class_names) < 2:
+        raise ValueError(f"{root}: there is one class only, {built.class_names[0]!r}; a classifier needs two")
     with _written(out) as temporary:
         built.save(temporary)
 

@@ -1,5 +1,10 @@
 """Small networks and images shared by the tests; every call builds them anew from fixed seeds."""
 
+import os
+
+# Before torch is loaded: on tensors this small a second thread only waits, and on a busy machine it spins.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import nn

@@ -419,7 +419,8 @@ def test_figure_commands(data, tmp_path):
     given = [f"--weights={path}" for path in weights]
     records = ["--records", tmp_path / "records"]
     for number in (2, 3):
-        settings = json.dumps(shared | {"number": number, "figures": {"examples": 2}})
+        suppressions = {"suppressions": {model: {"r": 0.35} for model in shared["networks"]}} if number == 2 else {}
+        settings = json.dumps(shared | {"number": number, "figures": {"examples": 2}} | suppressions)
         out = tmp_path / f"figure{number}.png"
         done = run(*common, *given, "--settings", settings, *records, "--out", out)
         assert done.exit_code == 0, (done.output, done.exception)

@@ -83,7 +83,7 @@ def runs(experiment, uri=None):
     client = MlflowClient(uri or tracking.tracking_uri())
     found = client.get_experiment_by_name(experiment)
     every = client.search_runs([found.experiment_id]) if found else []
-    parents = [run for run in every if run.data.tags["ibsgl.kind"] == "invocation"]
+    parents = [run for run in every if run.data.tags.get("ibsgl.kind") == "invocation"]
     return parents, [run for run in every if run not in parents]
 
 

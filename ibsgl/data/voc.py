@@ -287,8 +287,6 @@ def build_index(
             records[image_id] = record
     names = _known_classes(records, class_names, findings)
     findings.report(root)
-    if len(names) < 2:
-        raise ValueError(f"{root}: there is one class only, {names[0]!r}; suppression and classification need two")
     members = sorted((split, image_id) for split, ids in listed.items() for image_id in ids)
     content = json.dumps([(split, image_id, records[image_id]["sha256"]) for split, image_id in members])
     digest = hashlib.sha256(content.encode()).hexdigest()
@@ -310,7 +308,7 @@ def build_index(
                 "%s: %d images of %s show no object and are left out", root, len(ids) - len(shown), splits[split]
             )
         aside = _held_out(list(shown), held_out, seed) if split == "train" else set()
-        if split == "train" and not aside:
+        if split == "train" and held_out > 0 and not aside:
             raise ValueError(f"held_out: {held_out} of the {len(shown)} training images is not one image; raise it")
         if len(aside) == len(shown):
             raise ValueError(f"held_out: {held_out} of the {len(shown)} training images leaves none to train on")
