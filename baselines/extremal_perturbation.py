@@ -42,7 +42,8 @@ class ExtremalPerturbation:
         step, sigma: distance of the mask's parameters and width of the bell (published: 7 and 21 pixels).
         levels, blur: degrees of blur, the sharp image included, and σ of the strongest (published: 8 and 20 pixels).
         smooth: σ of a Gaussian that the final masks are smoothed by, relative to the image's shorter side.
-        chunk: masks optimised at a time; bounds the memory and leaves the result as it is, but for rounding.
+        chunk: masks optimised at a time; bounds the memory. In float64 it leaves the result as it is. In float32 a sum in
+            another order can turn a step: see ``docs/deviations.md`` for how far apart two chunk sizes were found.
     """
 
     label: ClassVar[str] = "Extremal Perturbation"

@@ -34,7 +34,8 @@ class FullGrad:
         S    = ψ(∇ₓf ∘ x) + Σ_layers Σ_channels ψ(∇_b f ∘ b)                (Eq. 5)
 
     with ψ the absolute value, scaled to [0,1] by the minimum and maximum of each layer and image (its authors' code;
-    what is constant becomes 0), and brought to image size bilinearly. x is the normalised image, as in the authors'
+    what is constant becomes 0, without the 1e-6 that the code adds to each range), and brought to image size bilinearly,
+    corners not aligned. x is the normalised image, as in the authors'
     code. The bias of a batch norm is β − γ·mean/√(variance + ε), for it evaluates as an affine layer. Biases of linear
     layers have no place in the image: they count in :meth:`decompose`, not in S.
 

@@ -21,7 +21,8 @@ class RISE:
         S(λ) = 1 / (N p) Σ_i f(x ∘ M_i) M_i(λ)        (Eq. 6, E[M] = p)
 
     A mask is a grid of ``cells`` × ``cells`` independent bits, 1 with probability p, brought bilinearly to
-    (cells + 1)⌈H/cells⌉ × (cells + 1)⌈W/cells⌉ and cropped to H×W at a random shift of less than one cell (§3.2).
+    (cells + 1)⌈H/cells⌉ × (cells + 1)⌈W/cells⌉ and cropped to H×W at a random shift of less than one cell (§3.2). Within
+    half a cell of the enlarged grid's border the nearest bit counts; the authors' resize mirrors the grid there.
 
     Passes do not depend on the class: an image that stands in neighbouring places of the batch with several targets and
     the same draw is passed once for all.

@@ -757,7 +757,12 @@ def figure4(
         model = file.parent.parent.name
         _network_of(step, model)
         frames.append(pd.read_parquet(file).assign(model=model, network=file.stem))
-    drawn, values = figures.figure4(pd.concat(frames, ignore_index=True), seed=step.seed, resamples=step.resamples)
+    drawn, values = figures.figure4(
+        pd.concat(frames, ignore_index=True),
+        r={model: suppression.r for model, suppression in step.suppressions.items()},
+        seed=step.seed,
+        resamples=step.resamples,
+    )
     figures.save(drawn, out)
     with _written(out.with_suffix(".csv")) as temporary:
         tables.write_csv(values, temporary)

@@ -460,12 +460,12 @@ def _table(config: Config, number: int, **_: Any) -> dict[str, Any]:
 
 def _figure(config: Config, number: int, **_: Any) -> dict[str, Any]:
     part = {"number": int(number), "seed": config.seed, "networks": {m: config.network(m) for m in config.models}}
+    # Figure 3 shows no L_SS and deletes nothing: it depends on no r.
+    if int(number) != 3:
+        part["suppressions"] = {m: {"r": config.for_model(m).suppression.r} for m in config.models}
     if int(number) == 4:
         return part | {"deletion": config.deletion.model_dump(), "resamples": config.tables.resamples}
-    part |= {"figures": config.figures.model_dump()}
-    if int(number) == 2:
-        part["suppressions"] = {m: {"r": config.for_model(m).suppression.r} for m in config.models}
-    return part
+    return part | {"figures": config.figures.model_dump()}
 
 
 _STEPS = {

@@ -422,12 +422,15 @@ def _deletion_table(curves: pd.DataFrame, seed: int, resamples: int) -> pd.DataF
 
 
 @matplotlib.rc_context(_STYLE)
-def figure4(curves: pd.DataFrame, *, seed: int, resamples: int = 10000) -> tuple[Figure, pd.DataFrame]:
+def figure4(
+    curves: pd.DataFrame, *, r: Mapping[str, float], seed: int, resamples: int = 10000
+) -> tuple[Figure, pd.DataFrame]:
     """Figure 4: the target's probability as the important region is deleted, a panel per model, a curve per network.
 
     Args:
         curves: one row per ``model``, ``network`` (pretrained, control, guided), ``image_id``, ``class_name``,
             ``repeat`` and ``fraction`` of the region in [0,1], with ``probability``.
+        r: each model's share of the pixels that is the important region.
         seed, resamples: of the bootstrap.
 
     Returns:
@@ -455,7 +458,7 @@ def figure4(curves: pd.DataFrame, *, seed: int, resamples: int = 10000) -> tuple
             axes.fill_between(percent, rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
             axes.fill_between(percent, rows["repeat_low"], rows["repeat_high"], color=color, alpha=0.4, linewidth=0)
             axes.plot(percent, rows["probability"], color=color, linestyle=dashes, linewidth=1.6, label=label)
-        axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="deleted share of the important region (%)")
+        axes.set(xlim=(0, 100), ylim=(0, 1), xlabel=f"deleted share of the top {100 * r[model]:g} % of the pixels (%)")
         axes.set_title(model, fontweight="bold", fontsize=8.5)
         axes.grid(linewidth=0.4, color="0.9")
         axes.set_axisbelow(True)

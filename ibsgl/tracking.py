@@ -30,6 +30,7 @@ from ibsgl import provenance
 DEFAULT_URI = "sqlite:///mlflow.db"
 POLL = 3.0  # seconds between two looks at the records
 RETRY = 30.0  # seconds before a server that did not answer is asked again
+PATIENCE = 60.0  # seconds without a record logged after which the workflow's end waits no longer
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -346,15 +347,27 @@ class Tracker:
             )
 
     def finish(self, status: Status) -> None:
-        """Tell the follower how the workflow ended, wait until it has logged the rest, and print what became of it."""
+        """Tell the follower how the workflow ended, wait until it has logged the rest, and print what became of it.
+
+        A store may keep a client waiting for minutes (MLflow asks an unreachable database eleven times): a follower that
+        logs nothing for ``PATIENCE`` seconds is stopped, and the records stay for the next run.
+        """
         if self._process is None:
             return
         process, self._process = self._process, None
-        try:
-            answer, _ = process.communicate(status.encode())
-        except KeyboardInterrupt:
-            print("MLflow: the last records are being logged in the background", file=sys.stderr)
-            raise
+        pending, answer = len(pending_records(self.directory)), None
+        while answer is None:
+            try:
+                answer, _ = process.communicate(status.encode(), timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                left = len(pending_records(self.directory))
+                if left == pending:
+                    process.kill()
+                    answer = json.dumps({"logged": 0, "pending": left, "error": "no answer"}).encode()
+                pending = left
+            except KeyboardInterrupt:
+                print("MLflow: the last records are being logged in the background", file=sys.stderr)
+                raise
         try:
             outcome = json.loads(answer)
         except json.JSONDecodeError:

@@ -259,6 +259,7 @@ def test_models_must_show_the_same_examples(data, examples):
 # Figure 4 -------------------------------------------------------------------------------------------------------------
 
 FRACTIONS = [0.0, 0.25, 1.0]
+R = {"one": 0.15, "two": 0.2}
 PAIRS = [("a", "cat"), ("b", "dog"), ("c", "cat"), ("c", "dog")]
 
 
@@ -281,6 +282,7 @@ def test_figure4_table_by_plain_numpy(models):
     curves = deletion(models)
     _, table = figures.figure4(
         curves.sample(frac=1, random_state=1).sort_values("model", ascending=len(models) == 1, kind="stable"),
+        r=R,
         seed=4,
         resamples=200,
     )
@@ -311,12 +313,12 @@ def test_figure4_table_by_plain_numpy(models):
     [(["one", "two"], ["pretrained", "control", "guided"]), (["one"], ["pretrained", "guided"])],
 )
 def test_figure4_draws_its_table(models, networks):
-    figure, table = figures.figure4(deletion(models, networks), seed=0, resamples=100)
+    figure, table = figures.figure4(deletion(models, networks), r=R, seed=0, resamples=100)
     assert [axes.get_title() for axes in figure.axes] == models
     labels = {"pretrained": "before guidance", "control": "control (no guidance)", "guided": "after guidance"}
     for axes, model in zip(figure.axes, models, strict=True):
         assert axes.get_ylim() == (0, 1)
-        assert axes.get_xlabel() == "deleted share of the important region (%)"
+        assert axes.get_xlabel() == f"deleted share of the top {100 * R[model]:g} % of the pixels (%)"
         assert len(axes.lines) == len(networks)
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(networks)
         assert len({to_rgb(line.get_color()) for line in axes.lines}) == len(networks)
@@ -353,7 +355,7 @@ def test_figure4_draws_its_table(models, networks):
 )
 def test_figure4_refuses_curves_that_do_not_belong_together(spoil, message):
     with pytest.raises(ValueError, match=message):
-        figures.figure4(spoil(deletion(["one"])), seed=0, resamples=100)
+        figures.figure4(spoil(deletion(["one"])), r=R, seed=0, resamples=100)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -362,7 +364,7 @@ def test_figure4_refuses_curves_that_do_not_belong_together(spoil, message):
 def test_saved_at_200_dpi_with_a_pdf_and_the_same_bytes_twice(examples, tmp_path):
     for name in ("a", "b"):
         figures.save(figures.figure2({"one": examples}, seed=0), tmp_path / name / "f.png")
-        figures.save(figures.figure4(deletion(), seed=0, resamples=100)[0], tmp_path / name / "g.png")
+        figures.save(figures.figure4(deletion(), r=R, seed=0, resamples=100)[0], tmp_path / name / "g.png")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["f.pdf", "f.png", "g.pdf", "g.png"]
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -430,7 +432,15 @@ def test_figure_commands(data, tmp_path):
     assert lacking.exit_code != 0
     assert "two/guided.pt" in lacking.output
 
-    settings = json.dumps(shared | {"number": 4, "deletion": {"points": 3, "repeats": 3}, "resamples": 100})
+    settings = json.dumps(
+        shared
+        | {
+            "number": 4,
+            "deletion": {"points": 3, "repeats": 3},
+            "resamples": 100,
+            "suppressions": {"one": {"r": 0.15}, "two": {"r": 0.15}},
+        }
+    )
     files = [f"--curves={path}" for path in sorted(results.glob("*/deletion/*.parquet"))]
     out = tmp_path / "figure4.png"
     done = run("figure4", *files, "--settings", settings, *records, "--out", out)

@@ -217,6 +217,22 @@ def test_server_away_keeps_the_records_for_the_next_run(records, away, store, mo
     assert len(pending_records(records)) == 1
 
 
+def test_a_store_that_keeps_its_client_waiting_holds_the_end_for_a_moment_only(records, monkeypatch, capsys):
+    write(records)
+    # It accepts the connection and never says a word.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+        monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+        tracker = Tracker("silent", records, {})
+        tracker.start()
+        started = time.monotonic()
+        tracker.finish("FINISHED")
+    assert time.monotonic() - started < 60
+    assert "did not answer; 1 record is kept" in capsys.readouterr().err
+    assert len(pending_records(records)) == 1
+
+
 def test_two_followers_on_a_fresh_store_lose_and_repeat_nothing(two_followers, store, monkeypatch):
     folder, said = two_followers
     parents, children = runs("two", store)

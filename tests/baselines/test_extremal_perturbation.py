@@ -190,6 +190,15 @@ def test_first_steps_hand_computed():
         torch.testing.assert_close(found, torch.full_like(found, mask(p)), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("network", ["resnet", "vgg"])
+def test_at_the_published_learning_rate_rounding_does_not_grow(network, networks, images, targets):
+    method = ExtremalPerturbation(iterations=100)
+    together = method(networks[network], images, targets)
+    for i in range(3):
+        alone = method(networks[network], images[i : i + 1], targets[i : i + 1])
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
