@@ -46,6 +46,7 @@ class FullGrad:
 
     label: ClassVar[str] = "FullGrad"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -25,6 +25,7 @@ class GradCAM:
 
     label: ClassVar[str] = "Grad-CAM"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

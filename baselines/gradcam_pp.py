@@ -32,6 +32,7 @@ class GradCAMPlusPlus:
 
     label: ClassVar[str] = "Grad-CAM++"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -25,6 +25,7 @@ class Attribution(Protocol):
 
     ``label`` is the method's name in tables. ``requires`` names what it needs beyond images and targets, passed as keyword
     arguments: ``region`` ((B,H,W) bool, the target's boxes) or ``statistics`` (:class:`ibsgl.bottleneck.FeatureStatistics`).
+    A method may say ``light = True``: it needs a forward and a backward pass at most, and shares a job with its like.
     """
 
     label: ClassVar[str]
@@ -60,6 +61,16 @@ def _entry_point(name: str) -> EntryPoint:
 def module_of(name: str) -> str:
     """The module that the method ``name`` is defined in, without importing it."""
     return _entry_point(name).module
+
+
+def requirements(name: str) -> frozenset[str]:
+    """What the method ``name`` needs beyond images and targets."""
+    return _entry_point(name).load().requires
+
+
+def is_light(name: str) -> bool:
+    """Does the method ``name`` need a forward and a backward pass an image at most?"""
+    return getattr(_entry_point(name).load(), "light", False)
 
 
 def get(name: str, **params: object) -> Attribution:

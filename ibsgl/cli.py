@@ -37,6 +37,7 @@ BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images at a time; no result depends on it but for rounding.")
 ]
 Records = Annotated[Path | None, typer.Option("--records", help="Where the step's record for MLflow goes.")]
+Shard = Annotated[int, typer.Option("--shard", min=0, help="Which shard, from 0.")]
 ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
 
 
@@ -61,8 +62,7 @@ class StepSettings(configuration._Section):
     suppression: configuration.Suppression | None = None
     suppressions: dict[str, configuration.Suppression] | None = None
     guidance: configuration.Guidance | None = None
-    method: str | None = None
-    settings: dict[str, Any] | None = None
+    methods: dict[str, dict[str, Any]] | None = None
     shards: int | None = None
     metrics: configuration.Metrics | None = None
     r: float | None = None
@@ -153,6 +153,7 @@ def _record(
     settings: dict[str, Any],
     *,
     started: float,
+    seconds: float | None = None,
     metrics: dict[str, float],
     tags: dict[str, Any],
     history: list[dict[str, float]] = (),
@@ -172,7 +173,7 @@ def _record(
         artifacts=[str(path) for path in artifacts],
         tags=tags,
         started=started,
-        seconds=time.time() - started,
+        seconds=time.time() - started if seconds is None else seconds,
     )
 
 
@@ -420,65 +421,34 @@ def maps(
     weights: Weights,
     settings: Settings,
     out: Out,
-    shard_number: Annotated[int, typer.Option("--shard", min=0, help="Which shard, from 0.")] = 0,
+    shard_number: Shard = 0,
     statistics_file: StatisticsFile = None,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Saliency maps of one method on one network for the test pairs of one shard."""
-    import numpy as np
-
+    """Saliency maps of one or several methods on one network for the test pairs of one shard."""
     from ibsgl import attribution
-    from ibsgl.evaluation import compute_maps, shard
+    from ibsgl.evaluation import compute_maps, shard, write_maps
 
     step, device = _parse(settings), _device(gpu)
-    method = attribution.get(step.method, **step.settings)
+    methods = {name: attribution.get(name, **chosen) for name, chosen in step.methods.items()}
     data = _data(index_file, root, step.network.image_size)
     network = _network(step.network, len(data.index.class_names), weights, device)
-    pairs = shard(data.pairs("test"), shard_number, step.shards)
-    saliency = compute_maps(
+    batches = compute_maps(
         network,
         data,
-        pairs,
-        method,
-        step.method,
+        shard(data.pairs("test"), shard_number, step.shards),
+        methods,
         seed=step.seed,
         batch_size=batch_size,
         device=device,
         statistics=_load_statistics(statistics_file, device) if statistics_file else None,
     )
     with _written(out) as temporary:
-        np.savez(
-            temporary,
-            saliency=saliency.numpy(),
-            image_id=pairs["image_id"].to_numpy(dtype=str),
-            target=pairs["target"].to_numpy(),
-            # What the table prints and what it was made with travel with the maps.
-            label=method.label,
-            settings=settings,
-        )
+        write_maps(temporary, batches, methods, data.size, _as_json(step))
 
 
-def _read_maps(files: list[Path], pairs):
-    """Saliency (N,H,W) in the order of ``pairs`` from the shards ``files``, with the method's label and settings."""
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    frames, arrays, label, settings = [], [], "", ""
-    for file in files:
-        with np.load(file) as stored:
-            frames.append(pd.DataFrame({"image_id": stored["image_id"], "target": stored["target"]}))
-            arrays.append(stored["saliency"])
-            label, settings = str(stored["label"]), str(stored["settings"])
-    keys = pd.MultiIndex.from_frame(pd.concat(frames))
-    order = keys.get_indexer(pd.MultiIndex.from_frame(pairs[["image_id", "target"]]))
-    if (order < 0).any() or len(keys) != len(pairs):
-        raise ValueError(f"{files[0].parent}: the maps are not those of this index; delete the folder and run again")
-    return torch.from_numpy(np.concatenate(arrays)[order]), label, json.loads(settings)
-
-
-Maps = Annotated[list[Path], typer.Option("--maps", help="A shard of maps: …/<method>/<shard>.npz. Repeatable.")]
+MapsFiles = Annotated[list[Path], typer.Option("--maps", help="Maps: …/<group>/<shard>.parquet. Repeatable.")]
 
 
 @app.command()
@@ -488,60 +458,74 @@ def scores(
     index_file: IndexFile,
     root: Root,
     weights: Weights,
-    maps_files: Maps,
+    maps_files: MapsFiles,
     settings: Settings,
     out: Out,
+    shard_number: Shard = 0,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
-    records: Records = None,
 ) -> None:
-    """Localisation and faithfulness of every map on one network: one row per (method, image, class)."""
+    """Localisation and faithfulness of the maps of one shard: one row per (method, image, class)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ibsgl import provenance
-    from ibsgl.evaluation import score_maps
-    from ibsgl.metrics import METRICS
+    from ibsgl.evaluation import Maps, score_maps, shard
 
     started, step, device = time.time(), _parse(settings), _device(gpu)
     data = _data(index_file, root, step.network.image_size)
     network = _network(step.network, len(data.index.class_names), weights, device)
-    pairs = data.pairs("test")
-    by_method: dict[str, list[Path]] = {}
-    for file in maps_files:
-        by_method.setdefault(file.parent.name, []).append(file)
-    read = {method: _read_maps(files, pairs) for method, files in by_method.items()}
-    table = score_maps(
-        network,
-        data,
-        pairs,
-        {method: saliency for method, (saliency, _, _) in read.items()},
-        step.metrics,
-        batch_size=batch_size,
-        device=device,
-    )
-    labels = {method: label for method, (_, label, _) in read.items()}
-    table = table.assign(model=model, arch=step.network.arch, network=network_name, label=table["method"].map(labels))
+    maps = Maps(maps_files, shard(data.pairs("test"), shard_number, step.shards))
+    table = score_maps(network, data, maps, step.metrics, batch_size=batch_size, device=device)
+    labels = table["method"].map(maps.labels)
+    table = table.assign(model=model, arch=step.network.arch, network=network_name, label=labels)
     tags = provenance.collect(
         str(device),
         data_digest=data.index.digest,
         weights_digest=provenance.digest_file(weights),
         class_names=list(data.index.class_names),
     )
-    seed = next(iter(read.values()))[2]["seed"]
+    made_with = {
+        name: made | {"methods": {name: made["methods"][name]}} | _as_json(step) for name, made in maps.settings.items()
+    }
+    facts = {"seed": next(iter(made_with.values()))["seed"], "settings": made_with}
+    facts |= {"started": started, "seconds": time.time() - started}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = (arrow.schema.metadata or {}) | {b"ibsgl": json.dumps(tags | {"seed": seed}).encode()}
     with _written(out) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
-    for method, (_, _, made_with) in read.items():
-        mean = table[table["method"] == method][[*METRICS, "p_full", "p_kept"]].mean()
+        pq.write_table(arrow.replace_schema_metadata({"ibsgl": json.dumps(tags | facts)}), temporary)
+
+
+@app.command()
+def evaluation(
+    scores_files: Annotated[list[Path], typer.Option("--scores", help="Scores of every shard. Repeatable.")],
+    out: Out,
+    records: Records = None,
+) -> None:
+    """One network's scores: those of the shards in one file, and a record per method."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ibsgl.metrics import METRICS
+
+    parts = [pq.read_table(file) for file in scores_files]
+    facts = [json.loads(part.schema.metadata.pop(b"ibsgl")) for part in parts]
+    settings, started, seconds = (facts[0].pop(key) for key in ("settings", "started", "seconds"))
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts], promote_options="permissive")
+    with _written(out) as temporary:
+        pq.write_table(table.replace_schema_metadata({"ibsgl": json.dumps(facts[0])}), temporary)
+    columns = [*METRICS, "p_full", "p_kept"]
+    means = table.group_by("method", use_threads=False).aggregate([(column, "mean") for column in columns])
+    model, network = (table[key][0].as_py() for key in ("model", "network"))
+    tags = {key: value for key, value in facts[0].items() if key != "seed"}
+    for row in means.to_pylist():
         _record(
             records,
-            f"{model}/{network_name}/{method}",
+            f"{model}/{network}/{row['method']}",
             "evaluation",
-            made_with | _as_json(step),
+            settings[row["method"]],
             started=started,
-            metrics={key: float(value) for key, value in mean.items()},
+            seconds=seconds + sum(other["seconds"] for other in facts[1:]),
+            metrics={column: row[f"{column}_mean"] for column in columns},
             tags=tags,
             artifacts=[out],
         )
@@ -607,33 +591,36 @@ def deletion(
     index_file: IndexFile,
     root: Root,
     weights: Weights,
-    maps_files: Maps,
+    maps_files: MapsFiles,
     settings: Settings,
     out: Out,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Deletion curves of one network's own maps (Figure 4)."""
-    from ibsgl.evaluation import deletion_curves
+    """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
+    import pandas as pd
+
+    from ibsgl.evaluation import Maps, deletion_curves, shard
 
     step, device = _parse(settings), _device(gpu)
     data = _data(index_file, root, step.network.image_size)
     network = _network(step.network, len(data.index.class_names), weights, device)
     pairs = data.pairs("test")
-    saliency, _, _ = _read_maps(maps_files, pairs)
-    curves = deletion_curves(
-        network,
-        data,
-        pairs,
-        saliency,
-        step.deletion,
-        r=step.r,
-        seed=step.seed,
-        batch_size=batch_size,
-        device=device,
-    )
+    curves = [
+        deletion_curves(
+            network,
+            data,
+            Maps([file], shard(pairs, int(file.stem), step.shards), ["gradient"]),
+            step.deletion,
+            r=step.r,
+            seed=step.seed,
+            batch_size=batch_size,
+            device=device,
+        )
+        for file in maps_files
+    ]
     with _written(out) as temporary:
-        curves.to_parquet(temporary)
+        pd.concat(curves, ignore_index=True).to_parquet(temporary)
 
 
 @app.command()
@@ -797,7 +784,7 @@ def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
     configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
     where: Annotated[
-        list[str], typer.Option("--where", help="model=…, network=…, method=…, number=…. Repeatable.")
+        list[str], typer.Option("--where", help="model=…, network=…, group=…, number=…. Repeatable.")
     ] = [],  # noqa: B006
 ) -> None:
     """Print the settings that a step of this config depends on, ready for --settings."""
@@ -817,7 +804,10 @@ def settings(
     if "model" in wildcards and wildcards["model"] not in loaded.models:
         known = ", ".join(loaded.models)
         raise typer.BadParameter(f"there is no model {wildcards['model']!r}; take one of {known}", param_hint="--where")
-    typer.echo(loaded.settings(step, **wildcards))
+    try:
+        typer.echo(loaded.settings(step, **wildcards))
+    except configuration.ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--where") from None
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -212,7 +213,7 @@ class Config(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1
-    shards: Positive = 1
+    shard_size: Positive = 512
     batch_size: Positive = 32
     data: Data = Data()
     models: dict[Name, Model]
@@ -275,7 +276,7 @@ class Config(_Section):
     def settings(self, step: str, **where: Any) -> str:
         """The settings that a job of ``step`` depends on, as canonical JSON.
 
-        ``where`` holds the job's wildcards: ``model``, ``network`` (pretrained, control, guided), ``method``, ``number``.
+        ``where`` holds the job's wildcards: ``model``, ``network`` (pretrained, control, guided), ``group``, ``number``.
         """
         model = where.get("model")
         config = self.for_model(model) if model else self
@@ -337,6 +338,34 @@ class Config(_Section):
             f"{guidance.training.epochs} epochs of {guidance.training.optimizer} at {guidance.training.lr:g}; "
             f"suppression {self.suppression.when}; bottleneck reduction {self.bottleneck.reduction}.",
         ]
+
+    @property
+    def shards(self) -> int:
+        """How many pieces the test images are cut into, of ``shard_size`` images at most."""
+        return math.ceil(self.test_images / self.shard_size)
+
+    @property
+    def test_images(self) -> int:
+        """How many images the test split lists; those that show no object are left out later."""
+        if self.data.source == "shapes":
+            return self.data.shapes.test
+        listed = Path(self.data_root, "ImageSets", "Main", f"{self.data.splits.test}.txt")
+        # What is wrong with a list that is missing or empty is the index's to say.
+        return max(1, len(listed.read_text().split()) if listed.is_file() else 1)
+
+    def groups(self, network: str) -> dict[str, list[str]]:
+        """The methods that the tables need on ``network``, by the job that makes their maps.
+
+        A method has a job of its own, so that its settings re-run nothing else, unless it is light: those share one,
+        whose start would cost more than any of them, and its passes.
+        """
+        from ibsgl import attribution
+
+        groups: dict[str, list[str]] = {}
+        for where, method in self.cells():
+            if where == network:
+                groups.setdefault("light" if attribution.is_light(method) else method, []).append(method)
+        return groups
 
     def cells(self) -> list[tuple[str, str]]:
         """Every (network, method) that a table of this config needs, in the tables' order."""
@@ -413,18 +442,19 @@ def _guide(config: Config, model: str, network: str, **_: Any) -> dict[str, Any]
     return part
 
 
-def _maps(config: Config, model: str, method: str, **_: Any) -> dict[str, Any]:
+def _maps(config: Config, model: str, network: str, group: str, **_: Any) -> dict[str, Any]:
+    if group not in (groups := config.groups(network)):
+        raise ConfigError(f"there is no group {group!r} on {network}; take one of {', '.join(groups)}")
     return {
         "seed": config.seed,
         "network": config.network(model),
-        "method": method,
-        "settings": config.method_settings(method),
+        "methods": {method: config.method_settings(method) for method in groups[group]},
         "shards": config.shards,
     }
 
 
 def _scores(config: Config, model: str, **_: Any) -> dict[str, Any]:
-    return {"network": config.network(model), "metrics": config.metrics.model_dump()}
+    return {"network": config.network(model), "metrics": config.metrics.model_dump(), "shards": config.shards}
 
 
 def _effect(config: Config, model: str, **_: Any) -> dict[str, Any]:
@@ -443,13 +473,14 @@ def _deletion(config: Config, model: str, **_: Any) -> dict[str, Any]:
         "network": config.network(model),
         "r": config.suppression.r,
         "deletion": config.deletion.model_dump(),
+        "shards": config.shards,
     }
 
 
 def _table(config: Config, number: int, **_: Any) -> dict[str, Any]:
     model = list(config.models)[(int(number) - 1) % 2]
     resolved = config.for_model(model)
-    left_out = {"device", "threads", "shards", "batch_size", "figures", "deletion"}
+    left_out = {"device", "threads", "shard_size", "batch_size", "figures", "deletion"}
     whole = resolved.model_dump(exclude=left_out | {"models"})
     return {
         "number": int(number),

@@ -17,6 +17,7 @@ class Center:
 
     label: ClassVar[str] = "Centre Gaussian"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
     sigma: float = 0.25
 
     def __post_init__(self):
@@ -41,6 +42,7 @@ class Random:
 
     label: ClassVar[str] = "Random"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -62,6 +64,7 @@ class Oracle:
 
     label: ClassVar[str] = "Oracle (the box)"
     requires: ClassVar[frozenset[str]] = frozenset({"region"})
+    light: ClassVar[bool] = True
 
     def __call__(
         self,

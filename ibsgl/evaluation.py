@@ -6,11 +6,16 @@ draws are seeded by method and image, so neither batches nor shards show in a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -20,7 +25,7 @@ from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.guidance import localization_losses
 from ibsgl.metrics import deletion, faithfulness, localization
 from ibsgl.metrics.classification import accuracy
-from ibsgl.network import SplitNetwork, autocast, evaluating
+from ibsgl.network import SplitNetwork, autocast, chunked, evaluating, shared_gradient
 from ibsgl.randomness import generator
 from ibsgl.training import predict
 
@@ -46,59 +51,159 @@ def _batches(
             bar.update(len(rows))
 
 
+def _saliency(
+    method: Attribution,
+    name: str,
+    network: SplitNetwork,
+    data: VOCData,
+    rows: pd.DataFrame,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    seed: int,
+    statistics: FeatureStatistics | None,
+) -> torch.Tensor:
+    """The method's maps (B,H,W) float32 of one batch; in smaller batches where the memory does not hold it."""
+    generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"]]
+
+    def run(start: int, stop: int) -> torch.Tensor:
+        part, context = slice(start, stop), {}
+        if "statistics" in method.requires:
+            context["statistics"] = statistics
+        if "region" in method.requires:
+            context["region"] = data.regions(rows[part]).to(images.device)
+        # The batch itself and no view of it: methods that see the same tensor may share its pass.
+        whole = stop - start == len(rows)
+        inputs = (images, targets) if whole else (images[part], targets[part])
+        return method(network, *inputs, generators[part], **context).float()
+
+    return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
+
+
 def compute_maps(
     network: SplitNetwork,
     data: VOCData,
     pairs: pd.DataFrame,
-    method: Attribution,
-    name: str,
+    methods: Mapping[str, Attribution],
     *,
     seed: int,
     batch_size: int,
     device: torch.device,
     statistics: FeatureStatistics | None = None,
-) -> torch.Tensor:
-    """Saliency (N,H,W) float32 on the CPU of ``method``, whose draws are seeded by (seed, name, image id).
+) -> Iterator[tuple[pd.DataFrame, dict[str, torch.Tensor]]]:
+    """Saliency of ``methods``, whose draws are seeded by (seed, name, image id), a batch of pairs at a time.
+
+    Yields:
+        (rows, {name: saliency (B,H,W) float32 on the CPU}) for successive rows of ``pairs``.
 
     Raises:
-        FloatingPointError: the method gave a value that is not finite or is negative.
+        FloatingPointError: a method gave a value that is not finite or is negative.
     """
-    if pairs.empty:
-        # More shards than images: an empty one is as good as any other.
-        return torch.empty(0, data.size, data.size)
-    maps = []
-    for rows, images, targets in _batches(data, pairs, batch_size, device, name):
-        context = {}
-        if "statistics" in method.requires:
-            context["statistics"] = statistics
-        if "region" in method.requires:
-            context["region"] = data.regions(rows).to(device)
-        generators = [generator(seed, name, image_id, device=device) for image_id in rows["image_id"]]
-        saliency = method(network, images, targets, generators, **context).float()
-        bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
-        if bad.any():
-            row = rows.iloc[int(bad.nonzero()[0])]
-            raise FloatingPointError(
-                f"{name}: the map of image {row['image_id']}, class {row['class_name']} is not finite and ≥ 0"
-            )
-        maps.append(saliency.cpu())
-    return torch.cat(maps)
+    for rows, images, targets in _batches(data, pairs, batch_size, device, ", ".join(methods)):
+        maps = {}
+        with shared_gradient():
+            for name, method in methods.items():
+                saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics)
+                bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
+                if bad.any():
+                    row = rows.iloc[int(bad.nonzero()[0])]
+                    raise FloatingPointError(
+                        f"{name}: the map of image {row['image_id']}, class {row['class_name']} is not finite and ≥ 0"
+                    )
+                maps[name] = saliency.cpu()
+        yield rows, maps
+
+
+_IDENTITY = {"image_id": pa.string(), "target": pa.int64()}
+
+
+def write_maps(
+    path: Path,
+    batches: Iterator[tuple[pd.DataFrame, dict[str, torch.Tensor]]],
+    methods: Mapping[str, Attribution],
+    size: int,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write what :func:`compute_maps` yields to the Parquet file ``path`` as it comes: a row a pair, a column a method.
+
+    The maps (``size``, ``size``) are float32 to the last bit, their bytes split by significance and compressed. What the
+    table prints (the methods' labels) and what the maps were made with (``settings``) travel in the file's metadata.
+    """
+    labels = {name: method.label for name, method in methods.items()}
+    saliency = pa.list_(pa.float32(), size * size)
+    schema = pa.schema(
+        _IDENTITY | dict.fromkeys(methods, saliency),
+        metadata={"ibsgl": json.dumps({"labels": labels, "settings": settings})},
+    )
+    leaves = [f"{name}.list.element" for name in methods]
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        use_byte_stream_split=leaves,
+    ) as writer:
+        for rows, maps in batches:
+            columns = [pa.array(rows[key].to_numpy(), kind) for key, kind in _IDENTITY.items()]
+            columns += [
+                pa.FixedSizeListArray.from_arrays(maps[name].contiguous().numpy().ravel(), type=saliency)
+                for name in methods
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+class Maps:
+    """The maps of one shard of test pairs, read a few at a time from the files that :func:`write_maps` made.
+
+    Args:
+        files: of the shard, each with other methods' maps.
+        pairs: the shard's pairs, in order.
+        methods: which maps to read; ``None``: all.
+
+    Raises:
+        ValueError: a file's pairs are not ``pairs``, or a method is missing.
+    """
+
+    def __init__(self, files: Sequence[Path], pairs: pd.DataFrame, methods: Sequence[str] | None = None):
+        self.pairs = pairs
+        self.labels: dict[str, str] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+        self._files: list[tuple[pq.ParquetFile, list[str]]] = []
+        for path in files:
+            file = pq.ParquetFile(path)
+            facts = json.loads(file.schema_arrow.metadata[b"ibsgl"])
+            names = [name for name in facts["labels"] if methods is None or name in methods]
+            if not file.read(list(_IDENTITY)).to_pandas().equals(pairs[list(_IDENTITY)].reset_index(drop=True)):
+                raise ValueError(f"{path}: the maps are not those of this index; delete the file and run again")
+            self.labels |= {name: facts["labels"][name] for name in names}
+            self.settings |= dict.fromkeys(names, facts["settings"])
+            self._files.append((file, names))
+        if missing := sorted(set(methods or ()) - self.labels.keys()):
+            raise ValueError(f"{files[0].parent}: there are no maps of {missing[0]}; delete the folder and run again")
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """{method: saliency (B,H,W)} for successive ``batch_size`` pairs."""
+        readers = [file.iter_batches(batch_size, columns=names) for file, names in self._files if names]
+        for parts in zip(*readers, strict=True):
+            maps = {}
+            for part in parts:
+                for name, column in zip(part.schema.names, part.columns, strict=True):
+                    values = column.flatten().to_numpy()
+                    side = math.isqrt(column.type.list_size)
+                    maps[name] = torch.from_numpy(values.reshape(-1, side, side).copy())
+            yield maps
 
 
 def score_maps(
     network: SplitNetwork,
     data: VOCData,
-    pairs: pd.DataFrame,
-    maps: dict[str, torch.Tensor],
+    maps: Maps,
     metrics: config.Metrics,
     *,
     batch_size: int,
     device: torch.device,
 ) -> pd.DataFrame:
     """Score the maps of several methods on one network.
-
-    Args:
-        maps: (N,H,W) by method, in the order of ``pairs``.
 
     Returns:
         one row per (method, pair): ``method``, ``image_id``, ``class_name``, ``target``, the localisation metrics, the
@@ -114,12 +219,12 @@ def score_maps(
 
     frames = []
     with evaluating(network), torch.inference_mode():
-        start = 0
-        for rows, images, targets in _batches(data, pairs, batch_size, device, "scores"):
+        batches = _batches(data, maps.pairs, batch_size, device, "scores")
+        for (rows, images, targets), of_methods in zip(batches, maps.batches(batch_size), strict=True):
             region = data.regions(rows, metrics.region).to(device)
             p_full = target_probability(images, targets)
-            for name, of_method in maps.items():
-                saliency = of_method[start : start + len(rows)].to(device)
+            for name, saliency in of_methods.items():
+                saliency = saliency.to(device)
                 kept = faithfulness.keep_top(images, saliency, top=metrics.kept.top, fill=fill, mode=metrics.kept.mode)
                 p_kept = target_probability(kept, targets)
                 values = {
@@ -135,11 +240,7 @@ def score_maps(
                 }
                 frame = rows[["image_id", "class_name", "target"]].reset_index(drop=True)
                 frames.append(frame.assign(**{k: v.double().cpu().numpy() for k, v in values.items()}, method=name))
-            start += len(rows)
-    table = pd.concat(frames, ignore_index=True)
-    # By method, each in the order of the pairs.
-    position = {name: number for number, name in enumerate(maps)}
-    return table.sort_values("method", key=lambda names: names.map(position), kind="stable").reset_index(drop=True)
+    return pd.concat(frames, ignore_index=True)
 
 
 def bottleneck_maps(
@@ -218,8 +319,7 @@ def guidance_effect(
 def deletion_curves(
     network: SplitNetwork,
     data: VOCData,
-    pairs: pd.DataFrame,
-    maps: torch.Tensor,
+    maps: Maps,
     settings: config.Deletion,
     *,
     r: float,
@@ -227,18 +327,19 @@ def deletion_curves(
     batch_size: int,
     device: torch.device,
 ) -> pd.DataFrame:
-    """Figure 4: one row per (pair, repeat, fraction) with the target's ``probability``."""
+    """Figure 4: one row per (pair, repeat, fraction) with the target's ``probability``; ``maps`` are of one method."""
     fractions = np.linspace(0, 1, settings.points)
     fill = network.mean.to(device) if settings.fill == "mean" else torch.zeros(3, 1, 1, device=device)
     frames = []
     with evaluating(network), torch.inference_mode(), autocast(device):
-        start = 0
-        for rows, images, targets in _batches(data, pairs, batch_size, device, "deletion"):
+        batches = _batches(data, maps.pairs, batch_size, device, "deletion")
+        for (rows, images, targets), of_methods in zip(batches, maps.batches(batch_size), strict=True):
+            (saliency,) = of_methods.values()
             curves = deletion.deletion_curve(
                 network,
                 images,
                 targets,
-                maps[start : start + len(rows)].to(device),
+                saliency.to(device),
                 r=r,
                 fractions=fractions.tolist(),
                 generators=[generator(seed, "deletion", image_id, device=device) for image_id in rows["image_id"]],
@@ -252,5 +353,4 @@ def deletion_curves(
             identity = rows[["image_id", "class_name"]].iloc[keys["row"]].reset_index(drop=True)
             probability = curves.double().cpu().numpy().ravel()
             frames.append(pd.concat([identity, keys[["repeat", "fraction"]]], axis=1).assign(probability=probability))
-            start += len(rows)
     return pd.concat(frames, ignore_index=True)

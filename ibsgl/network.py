@@ -12,10 +12,14 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+T = TypeVar("T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -122,17 +126,41 @@ def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:
         raise ValueError(f"targets must be int64 class indices, not {targets.dtype}")
 
 
+_LAST_GRADIENT: ContextVar[list | None] = ContextVar("_LAST_GRADIENT", default=None)
+
+
+@contextmanager
+def shared_gradient() -> Iterator[None]:
+    """Inside, :func:`features_and_gradient` answers the same question (the very same tensors) from memory: several
+    methods that are asked about one batch share its pass. The network must not change meanwhile.
+    """
+    token = _LAST_GRADIENT.set([])
+    try:
+        yield
+    finally:
+        _LAST_GRADIENT.reset(token)
+
+
 def features_and_gradient(
     network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and ∂y^c/∂A, both (B,C,h,w) and detached, in evaluation mode: one stem pass, the gradient through the head alone."""
+    """A and ∂y^c/∂A, both (B,C,h,w) and detached, in evaluation mode: one stem pass, the gradient through the head alone.
+
+    Neither may be written to: :func:`shared_gradient` may hand them out again.
+    """
     check_batch(images, targets)
+    asked, last = (network, images, targets), _LAST_GRADIENT.get()
+    if last and all(a is b for a, b in zip(last[0], asked, strict=True)):
+        return last[1]
     with evaluating(network):
         with torch.no_grad():
             features = network.stem(images)
         with torch.enable_grad():
             gradient = feature_gradient(network.head, features.requires_grad_(True), targets)
-    return features.detach(), gradient
+    answer = features.detach(), gradient
+    if last is not None:
+        last[:] = asked, answer
+    return answer
 
 
 def feature_gradient(
@@ -142,6 +170,50 @@ def feature_gradient(
     # One logit an image, so the sum's gradient is each image's own.
     score = head(features).gather(1, targets[:, None]).sum()
     return torch.autograd.grad(score, features, create_graph=create_graph)[0]
+
+
+def chunked(run: Callable[[int, int], T], total: int, chunk: int, device: torch.device) -> Iterator[T]:
+    """``run(start, stop)`` over 0 … ``total``, ``chunk`` at a time, in order.
+
+    Where the device runs out of memory, the same piece is run again in halves and the chunks stay small. On CUDA they
+    double as long as the memory that the last one took fits twice into what is free: ``run`` must change nothing before
+    it is done, and its results may differ with the chunk by rounding only.
+    """
+    start = 0
+    while start < total:
+        stop, before = min(start + chunk, total), _memory(device)
+        try:
+            result = run(start, stop)
+        except torch.OutOfMemoryError:
+            if stop - start == 1:
+                raise
+            result = None
+        # Outside of the handler, where the traceback no longer holds the failed piece's tensors.
+        if result is None:
+            chunk = (stop - start) // 2
+            _forget(device)
+            continue
+        yield result
+        if before is not None and stop - start == chunk:
+            free, total_memory = torch.cuda.mem_get_info(device)
+            taken = torch.cuda.max_memory_allocated(device) - before
+            # What torch holds in reserve and does not use is free too; a tenth is kept for fragments.
+            spare = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - total_memory // 10
+            chunk *= 2 if 2 * taken < spare else 1
+        start = stop
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of tensors on a CUDA device, whose peak is counted anew from here; ``None`` elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _forget(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def upsample(maps: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:

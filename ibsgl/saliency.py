@@ -42,6 +42,7 @@ class Gradient:
 
     label: ClassVar[str] = "Eq. 3 (HiResCAM)"
     requires: ClassVar[frozenset[str]] = frozenset()
+    light: ClassVar[bool] = True
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

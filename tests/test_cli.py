@@ -5,8 +5,10 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer.main
 import yaml
@@ -59,7 +61,7 @@ def script(monkeypatch):
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 13
+    assert len(SHELL) == 14
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 
@@ -145,7 +147,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
         ("data", {}),
         ("classifier", {"model": "vgg"}),
         ("guide", {"model": "resnet", "network": "guided"}),
-        ("maps", {"model": "resnet", "network": "pretrained", "method": "rise"}),
+        ("maps", {"model": "resnet", "network": "pretrained", "group": "rise"}),
         ("table", {"number": "3"}),
     ],
 )
@@ -163,8 +165,15 @@ def test_settings_prints_what_the_rule_passes(step, where):
     ("arguments", "message"),
     [
         (["mops"], "STEP: there is no step 'mops'; take one of data, index, classifier,"),
-        (["maps"], "--where: maps needs model=… and method=…"),
-        (["maps", "--where=model=resnet", "--where=method"], "--where: maps needs method=…"),
+        (["maps"], "--where: maps needs model=… and network=… and group=…"),
+        (
+            ["maps", "--where=model=resnet", "--where=network=guided", "--where=group"],
+            "--where: maps needs group=…",
+        ),
+        (
+            ["maps", "--where=model=resnet", "--where=network=guided", "--where=group=mops"],
+            "--where: there is no group 'mops' on guided; take one of",
+        ),
         (["classifier", "--where=model=alexnet"], "--where: there is no model 'alexnet'; take one of resnet, vgg"),
     ],
 )
@@ -221,20 +230,22 @@ def test_a_step_that_fails_leaves_no_file(script, tmp_path):
     import torch
 
     from ibsgl.data.voc import Index
+    from ibsgl.evaluation import write_maps
     from ibsgl.network import build_network
 
     classes = len(Index.load(tmp_path / "i.parquet").class_names)
     torch.save(build_network("resnet_small", classes, width=2).state_dict(), tmp_path / "w.pt")
-    maps = tmp_path / "rise" / "0.npz"
+    maps = tmp_path / "rise" / "0.parquet"
     maps.parent.mkdir()
-    np.savez(maps, saliency=np.zeros((1, 32, 32)), image_id=["x"], target=[0], label="RISE", settings='{"seed": 0}')
-    settings = json.dumps({"network": NETWORK | {"options": {"width": 2}}, "metrics": {}})
+    pairs = pd.DataFrame({"image_id": ["x"], "target": [0]})
+    rise = SimpleNamespace(label="RISE")
+    write_maps(maps, iter([(pairs, {"rise": torch.zeros(1, 32, 32)})]), {"rise": rise}, 32, {"seed": 0})
+    settings = json.dumps({"network": NETWORK | {"options": {"width": 2}}, "metrics": {}, "shards": 1})
     said = script(
         *shlex.split("scores --model m --network pretrained --settings"),
         settings,
         *("--index", tmp_path / "i.parquet", "--root", tmp_path / "voc", "--weights", tmp_path / "w.pt"),
-        *("--maps", maps, "--out", tmp_path / "scores" / "s.parquet", "--records", tmp_path / "records"),
+        *("--maps", maps, "--out", tmp_path / "scores" / "s.parquet"),
     )
-    assert said == f"ibsgl: error: {maps.parent}: the maps are not those of this index; delete the folder and run again"
-    assert not (tmp_path / "records").exists()
+    assert said == f"ibsgl: error: {maps}: the maps are not those of this index; delete the file and run again"
     assert not list(tmp_path.glob("scores/*"))

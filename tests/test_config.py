@@ -81,9 +81,9 @@ JOBS = [
             ("bottleneck", {}),
             ("guide", {"network": "guided"}),
             ("guide", {"network": "control"}),
-            ("maps", {"network": "pretrained", "method": "rise"}),
-            ("maps", {"network": "pretrained", "method": "gradcam"}),
-            ("maps", {"network": "pretrained", "method": "bottleneck"}),
+            ("maps", {"network": "pretrained", "group": "rise"}),
+            ("maps", {"network": "pretrained", "group": "light"}),
+            ("maps", {"network": "pretrained", "group": "bottleneck"}),
             ("scores", {"network": "pretrained"}),
             ("effect", {}),
             ("deletion", {"network": "guided"}),
@@ -116,6 +116,11 @@ def test_settings_change_with_what_they_depend_on_and_nothing_else():
     assert changed(models__vgg__override={"guidance": {"mu": 1}}) == {"guide/vgg/guided"}
     # Neither the machine nor the batch shows in a result.
     assert changed(device="cpu", threads=4, batch_size=7) == set()
+    # 96 images in one piece or in two.
+    pieces = [(step, "/" + "/".join(v for k, v in where.items() if k != "model")) for step, where in JOBS[2:13]]
+    cut = both(*(piece for piece in pieces if piece[0] in ("maps", "scores", "deletion")))
+    assert changed(shard_size=48) == cut
+    assert changed(shard_size=96) == set()
 
 
 def test_a_new_seed_changes_every_step_that_draws():
@@ -124,7 +129,8 @@ def test_a_new_seed_changes_every_step_that_draws():
 
 def test_override_is_merged_for_its_model_alone():
     loaded = config.load(values(models__vgg__override={"methods": {"rise": {"masks": 3}}, "guidance": {"mu": 1}}))
-    assert json.loads(loaded.settings("maps", model="vgg", network="guided", method="rise"))["settings"]["masks"] == 3
+    made_with = json.loads(loaded.settings("maps", model="vgg", network="guided", group="rise"))
+    assert made_with["methods"]["rise"]["masks"] == 3
     assert loaded.for_model("vgg").guidance.mu == 1.0
     assert loaded.for_model("resnet").guidance.mu == 2.0
     assert loaded.for_model("vgg").guidance.step_size == loaded.guidance.step_size

@@ -1,5 +1,7 @@
 """Maps, scores and the effect of guidance do not depend on batches or shards, and scores are the metrics of the maps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from ibsgl.data.shapes import generate
 from ibsgl.data.voc import build_index
 from ibsgl.guidance import saliency_cross_entropy
 from ibsgl.network import build_network
+from ibsgl.randomness import generator
 from ibsgl.saliency import gradient_saliency
 
 CPU = torch.device("cpu")
@@ -41,17 +44,34 @@ METHODS = {
 
 def maps(data, network, name, pairs, batch_size):
     statistics = FeatureStatistics().update(network.stem(data.images(data.ids("train"))).detach())
-    return evaluation.compute_maps(
+    batches = evaluation.compute_maps(
         network,
         data,
         pairs,
-        attribution.get(name, **METHODS[name]),
-        name,
+        {name: attribution.get(name, **METHODS[name])},
         seed=1,
         batch_size=batch_size,
         device=CPU,
         statistics=statistics,
     )
+    return torch.cat([of_batch[name] for _, of_batch in batches])
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Writes maps, {method: (N,32,32)}, to a file and opens it again."""
+
+    def write(pairs, maps, batch_size=4):
+        def batches():
+            for start in range(0, len(pairs), batch_size):
+                part = slice(start, start + batch_size)
+                yield pairs.iloc[part], {name: saliency[part] for name, saliency in maps.items()}
+
+        methods = {name: SimpleNamespace(label=name.upper()) for name in maps}
+        evaluation.write_maps(tmp_path / "0.parquet", batches(), methods, 32, {"seed": 3})
+        return evaluation.Maps([tmp_path / "0.parquet"], pairs)
+
+    return write
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -80,10 +100,54 @@ def test_a_method_that_gives_nan_is_named(data, network):
             return torch.full((len(images), 32, 32), torch.nan)
 
     with pytest.raises(FloatingPointError, match=r"broken: the map of image shapes_test_00000, class cross"):
-        evaluation.compute_maps(network, data, data.pairs("test"), Broken(), "broken", seed=0, batch_size=4, device=CPU)
+        next(
+            evaluation.compute_maps(
+                network, data, data.pairs("test"), {"broken": Broken()}, seed=0, batch_size=4, device=CPU
+            )
+        )
 
 
-def test_scores_by_hand(data, network):
+def test_maps_are_read_as_they_were_written_whatever_the_batches(data, stored):
+    pairs = data.pairs("test")
+    maps = {name: torch.rand(len(pairs), 32, 32, generator=generator(0, name)) for name in ("a", "b")}
+    read = stored(pairs, maps)
+    assert read.labels == {"a": "A", "b": "B"}
+    assert read.settings == {"a": {"seed": 3}, "b": {"seed": 3}}
+    for batch_size in (1, 4, 100):
+        batches = list(read.batches(batch_size))
+        for name, saliency in maps.items():
+            assert torch.equal(torch.cat([batch[name] for batch in batches]), saliency)
+
+
+def test_maps_of_other_pairs_or_methods_are_refused(data, stored, tmp_path):
+    pairs = data.pairs("test")
+    stored(pairs, {"a": torch.rand(len(pairs), 32, 32)})
+    with pytest.raises(ValueError, match=r"0\.parquet: the maps are not those of this index"):
+        evaluation.Maps([tmp_path / "0.parquet"], pairs.iloc[1:])
+    with pytest.raises(ValueError, match="there are no maps of rise"):
+        evaluation.Maps([tmp_path / "0.parquet"], pairs, ["rise"])
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(data, network):
+    asked = []
+
+    class Hungry:
+        label, requires = "hungry", frozenset()
+
+        def __call__(self, network, images, targets, generator=None):
+            asked.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return images.mean(1)
+
+    pairs = data.pairs("test")
+    batches = evaluation.compute_maps(network, data, pairs, {"hungry": Hungry()}, seed=0, batch_size=9, device=CPU)
+    ((_, maps),) = batches
+    assert asked == [9, 4, 2, 2, 2, 2, 1]
+    torch.testing.assert_close(maps["hungry"], data.images(list(pairs["image_id"])).mean(1))
+
+
+def test_scores_by_hand(data, network, stored):
     """The whole image as map, and the box as map."""
     pairs = data.pairs("test")
     region = data.regions(pairs)
@@ -91,13 +155,12 @@ def test_scores_by_hand(data, network):
     table = evaluation.score_maps(
         network,
         data,
-        pairs,
-        {"box": region.float(), "ramp": ramp},
+        stored(pairs, {"box": region.float(), "ramp": ramp}),
         config.Metrics(),
         batch_size=4,
         device=CPU,
     )
-    assert list(table["method"]) == ["box"] * 9 + ["ramp"] * 9
+    assert table["method"].value_counts().to_dict() == {"box": 9, "ramp": 9}
     assert (table[table["method"] == "box"]["ebpg"] == 1).all()
     # The ramp's last 15 % of the pixels, in row-major order, are what is kept.
     images, targets = data.images(list(pairs["image_id"])), torch.tensor(pairs["target"].to_numpy())
@@ -130,19 +193,15 @@ def test_guidance_effect_is_measured_on_the_held_out_images(data, network):
     assert list(predictions["correct"]) == hits.double().tolist()
 
 
-def test_deletion_curves_start_at_the_whole_image(data, network):
+def test_deletion_curves_start_at_the_whole_image(data, network, stored):
     pairs = data.pairs("test")
-    saliency = maps(data, network, "gradient", pairs, 9)
+    saliency = stored(pairs, {"gradient": maps(data, network, "gradient", pairs, 9)})
     settings = config.Deletion(points=3, repeats=2)
-    curves = evaluation.deletion_curves(
-        network, data, pairs, saliency, settings, r=0.35, seed=0, batch_size=4, device=CPU
-    )
+    curves = evaluation.deletion_curves(network, data, saliency, settings, r=0.35, seed=0, batch_size=4, device=CPU)
     assert len(curves) == 9 * 2 * 3
     start = curves[curves["fraction"] == 0].groupby("image_id", sort=False)["probability"].first()
     with torch.no_grad():
         full = network(data.images(list(pairs["image_id"]))).softmax(1)[range(9), pairs["target"].to_numpy()]
     np.testing.assert_allclose(start, full, rtol=1e-4)
-    again = evaluation.deletion_curves(
-        network, data, pairs, saliency, settings, r=0.35, seed=0, batch_size=9, device=CPU
-    )
+    again = evaluation.deletion_curves(network, data, saliency, settings, r=0.35, seed=0, batch_size=9, device=CPU)
     np.testing.assert_allclose(curves["probability"], again["probability"], rtol=1e-4)

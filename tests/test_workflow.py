@@ -40,12 +40,20 @@ TABLES = {"table 1", "table 3"}
 FIGURES = {"figure 2", "figure 3", "figure4"}
 
 
+LIGHT = {"gradient", "gradcam", "center", "random", "oracle"}
+
+
 def maps(network, *methods):
-    return {f"maps resnet/{network}/{method}/0" for method in methods or MAPS[network]}
+    groups = {"light" if method in LIGHT else method for method in methods or MAPS[network]}
+    return {f"maps resnet/{network}/{group}/0" for group in groups}
 
 
 def of(rule, *networks):
     return {f"{rule} resnet/{network}" for network in networks}
+
+
+def scores(*networks):
+    return of("evaluation", *networks) | {f"scores resnet/{network}/0" for network in networks}
 
 
 # What follows from another guided network, tables and figures included.
@@ -53,7 +61,7 @@ GUIDED = {
     *of("guide", "guided"),
     "effect resnet",
     *maps("guided"),
-    *of("scores", "guided"),
+    *scores("guided"),
     *of("deletion", "guided"),
     *TABLES,
     *FIGURES,
@@ -62,7 +70,7 @@ EVERYTHING = {
     *("data", "index", "classifier resnet", "statistics resnet/pretrained", "bottleneck resnet"),
     *of("guide", "control"),
     *(job for network in NETWORKS for job in maps(network)),
-    *of("scores", *NETWORKS),
+    *scores(*NETWORKS),
     *of("deletion", *NETWORKS),
     *GUIDED,
 }
@@ -201,7 +209,7 @@ def test_table3_from_scratch_asks_for_the_first_network_and_no_figure(ask, tmp_p
     folder = workspace(tmp_path / "clone")
     jobs, _ = ask(folder, configured(folder, "tiny", TINY), "table3")
     before = {"data", "index", "classifier resnet", "statistics resnet/pretrained", "bottleneck resnet"}
-    evaluated = {job for network in NETWORKS for job in maps(network)} | of("scores", *NETWORKS)
+    evaluated = {job for network in NETWORKS for job in maps(network)} | scores(*NETWORKS)
     of_gradcam = maps("pretrained", "gradcam") | maps("guided", "gradcam")
     assert jobs == before | of("guide", "guided", "control") | evaluated | of_gradcam | {"table 3", "table3"}
 
@@ -239,7 +247,7 @@ def test_after_a_run_nothing_is_to_be_done(ask, killed_and_restarted):
             {
                 *maps("pretrained", "rise"),
                 *maps("guided", "rise"),
-                *of("scores", "pretrained", "guided"),
+                *scores("pretrained", "guided"),
                 *TABLES,
             },
         ),
@@ -247,13 +255,24 @@ def test_after_a_run_nothing_is_to_be_done(ask, killed_and_restarted):
         ({"suppression__r": 0.2}, GUIDED | of("deletion", *NETWORKS)),
         (
             {"bottleneck__alpha": 5.0},
-            {"bottleneck resnet", *maps("pretrained", "bottleneck"), *of("scores", "pretrained"), *GUIDED},
+            {"bottleneck resnet", *maps("pretrained", "bottleneck"), *scores("pretrained"), *GUIDED},
         ),
         ({"seed": 1}, EVERYTHING),
-        ({"metrics__miou__top": 0.3}, of("scores", *NETWORKS) | TABLES),
+        ({"metrics__miou__top": 0.3}, scores(*NETWORKS) | TABLES),
         ({"batch_size": 3, "threads": 2, "device": "cuda"}, set()),
+        (
+            {"shard_size": 3},
+            {
+                *(job[:-1] + shard for network in NETWORKS for job in maps(network) for shard in "01"),
+                *(f"scores resnet/{network}/{shard}" for network in NETWORKS for shard in "01"),
+                *of("evaluation", *NETWORKS),
+                *of("deletion", *NETWORKS),
+                *TABLES,
+                "figure4",
+            },
+        ),
     ],
-    ids=["masks", "r", "alpha", "seed", "miou", "machine"],
+    ids=["masks", "r", "alpha", "seed", "miou", "machine", "shards"],
 )
 def test_a_change_reruns_exactly_what_depends_on_it(ask, killed_and_restarted, request, changes, expected):
     configfile = configured(killed_and_restarted, request.node.callspec.id, **changes)

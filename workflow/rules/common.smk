@@ -62,7 +62,7 @@ if workflow.is_main_process:
 wildcard_constraints:
     model="|".join(MODELS),
     network="|".join(NETWORKS),
-    method="[A-Za-z0-9_-]+",
+    group="[A-Za-z0-9_-]+",
     shard=r"\d+",
     number=r"\d+",
 
@@ -81,16 +81,23 @@ def gpus(wildcards=None):
     return int(CONFIG.device == "cuda")
 
 
-def methods_on(network):
-    """The methods that the tables need on ``network``."""
-    return [method for where, method in CONFIG.cells() if where == network]
-
-
 def maps_of(wildcards):
-    """Every shard of every map that the scores of one network are made of."""
+    """Every map that one shard of one network's scores is made of."""
     return expand(
-        f"{RESULTS}/{wildcards.model}/maps/{wildcards.network}/{{method}}/{{shard}}.npz",
-        method=methods_on(wildcards.network),
+        f"{RESULTS}/{wildcards.model}/maps/{wildcards.network}/{{group}}/{wildcards.shard}.parquet",
+        group=CONFIG.groups(wildcards.network),
+    )
+
+
+def eq3_maps_of(wildcards):
+    """The shards of one network's own Eq. 3 maps."""
+    (group,) = (
+        group
+        for group, methods in CONFIG.groups(wildcards.network).items()
+        if "gradient" in methods
+    )
+    return expand(
+        f"{RESULTS}/{wildcards.model}/maps/{wildcards.network}/{group}/{{shard}}.parquet",
         shard=SHARDS,
     )
 
@@ -117,11 +124,8 @@ def guidance_options(wildcards, input):
 
 def statistics_of(wildcards):
     """The statistics of the network's features, for the methods that ask for them."""
-    needed = attribution.get(
-        wildcards.method,
-        **CONFIG.for_model(wildcards.model).method_settings(wildcards.method),
-    )
-    if "statistics" in needed.requires:
+    methods = CONFIG.groups(wildcards.network)[wildcards.group]
+    if any("statistics" in attribution.requirements(method) for method in methods):
         return {
             "statistics": f"{RESULTS}/{wildcards.model}/statistics/{wildcards.network}.pt"
         }

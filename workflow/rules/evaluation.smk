@@ -1,17 +1,17 @@
 # Saliency maps of every method, their scores, and the deletion curves.
 rule maps:
-    """Saliency maps of one method on one network, for one shard of the test pairs."""
+    """Saliency maps of one method, or of the light ones, on one network, for one shard of the test images."""
     input:
         unpack(statistics_of),
         index=INDEX,
         root=ROOT,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
-        f"{RESULTS}/{{model}}/maps/{{network}}/{{method}}/{{shard}}.npz",
+        f"{RESULTS}/{{model}}/maps/{{network}}/{{group}}/{{shard}}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/maps/{{network}}/{{method}}/{{shard}}.log",
+        f"{RESULTS}/logs/{{model}}/maps/{{network}}/{{group}}/{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/maps/{{network}}/{{method}}/{{shard}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/maps/{{network}}/{{group}}/{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -24,7 +24,12 @@ rule maps:
             [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
         ),
         code=lambda wildcards: source_digest(
-            attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE
+            *map(
+                attribution.module_of,
+                CONFIG.groups(wildcards.network)[wildcards.group],
+            ),
+            "ibsgl.evaluation",
+            *DATA_CODE,
         ),
     shell:
         "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
@@ -33,12 +38,41 @@ rule maps:
 
 
 rule scores:
-    """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map on one network."""
+    """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map of one shard on one network."""
     input:
         index=INDEX,
         root=ROOT,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
         maps=maps_of,
+    output:
+        f"{RESULTS}/{{model}}/scores/{{network}}/{{shard}}.parquet",
+    log:
+        f"{RESULTS}/logs/{{model}}/scores/{{network}}/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=gpus(),
+        batch_size=CONFIG.batch_size,
+    params:
+        settings=settings("scores"),
+        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
+        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
+    shell:
+        "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
+        " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --shard {wildcards.shard} --out {output:q} 2> {log:q}"
+
+
+rule evaluation:
+    """One network's scores, those of its shards together."""
+    input:
+        scores=expand(
+            f"{RESULTS}/{{{{model}}}}/scores/{{{{network}}}}/{{shard}}.parquet",
+            shard=SHARDS,
+        ),
     output:
         f"{RESULTS}/{{model}}/scores/{{network}}.parquet",
     log:
@@ -47,19 +81,11 @@ rule scores:
         f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
-    resources:
-        gpu=gpus(),
-        batch_size=CONFIG.batch_size,
     params:
         records=RECORDS,
-        settings=settings("scores"),
-        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
+        scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
     shell:
-        "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
-        " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q} --out {output:q} 2> {log:q}"
+        "ibsgl evaluation {params.scores:q} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule deletion:
@@ -68,10 +94,7 @@ rule deletion:
         index=INDEX,
         root=ROOT,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
-        maps=expand(
-            f"{RESULTS}/{{{{model}}}}/maps/{{{{network}}}}/gradient/{{shard}}.npz",
-            shard=SHARDS,
-        ),
+        maps=eq3_maps_of,
     output:
         f"{RESULTS}/{{model}}/deletion/{{network}}.parquet",
     log:
