@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating
+from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
 from ibsgl.randomness import Generators
 
 
@@ -93,8 +93,11 @@ class ExtremalPerturbation:
         areas = torch.tensor(self.areas, dtype=torch.float64, device=images.device).repeat(len(images))
         images, targets = images.detach().repeat_interleave(number, 0), targets.repeat_interleave(number)
         with evaluating(network), torch.enable_grad():
-            blocks = zip(images.split(self.chunk), targets.split(self.chunk), areas.split(self.chunk), strict=True)
-            found = [self._optimise(network, *block) for block in blocks]
+
+            def run(start: int, stop: int) -> torch.Tensor:
+                return self._optimise(network, images[start:stop], targets[start:stop], areas[start:stop])
+
+            found = list(chunked(run, len(images), self.chunk, images.device))
         return torch.cat(found).unflatten(0, (-1, number))
 
     def _optimise(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating
+from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
 from ibsgl.randomness import Generators
 
 
@@ -51,12 +52,26 @@ class IntegratedGradients:
         parts = []
         with evaluating(network), torch.enable_grad():
             for block, target in zip(images.detach().split(self.chunk), targets.split(self.chunk), strict=True):
-                steps = max(1, self.chunk // len(block))
+                run = partial(_weighted_gradients, network, block, target, nodes, weights)
                 mean = torch.zeros_like(block)
-                for t, weight in zip(nodes.split(steps), weights.split(steps), strict=True):
-                    points = (t.view(-1, 1, 1, 1, 1) * block).flatten(0, 1).requires_grad_(True)
-                    score = network(points).gather(1, target.repeat(len(t))[:, None]).sum()
-                    (gradient,) = torch.autograd.grad(score, points)
-                    mean += torch.einsum("s,sbchw->bchw", weight, gradient.unflatten(0, (len(t), len(block))))
+                for part in chunked(run, self.steps, max(1, self.chunk // len(block)), images.device):
+                    mean += part
                 parts.append(block * mean)
         return torch.cat(parts)
+
+
+def _weighted_gradients(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    nodes: torch.Tensor,
+    weights: torch.Tensor,
+    start: int,
+    stop: int,
+) -> torch.Tensor:
+    """Σ_s w_s ∇f(t_s x) (b,3,H,W) over the steps ``start`` … ``stop``."""
+    t, weight = nodes[start:stop], weights[start:stop]
+    points = (t.view(-1, 1, 1, 1, 1) * images).flatten(0, 1).requires_grad_(True)
+    score = network(points).gather(1, targets.repeat(len(t))[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, points)
+    return torch.einsum("s,sbchw->bchw", weight, gradient.unflatten(0, (len(t), len(images))))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, autocast, check_batch, evaluating, same_image_groups
+from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups
 from ibsgl.randomness import Generators, draw
 
 
@@ -67,15 +68,28 @@ class RISE:
         with evaluating(network), torch.no_grad():
             fill = network.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
             for start, end in pairwise(starts):
-                for numbers in draws[start].split(self.chunk):
-                    masks = self._masks(numbers, size).to(images)
-                    with autocast(images.device):
-                        logits = network(torch.lerp(fill, images[start], masks[:, None]))
-                    # Half precision does for the network's passes, not for a sum over thousands of masks.
-                    with torch.autocast(images.device.type, enabled=False):
-                        scores = network.probabilities(logits)[:, targets[start:end]]
-                        saliency[start:end] += scores.to(masks).T @ masks.flatten(1)
+                run = partial(self._weighted_masks, network, images[start], targets[start:end], fill, draws[start])
+                for part in chunked(run, self.masks, self.chunk, images.device):
+                    saliency[start:end] += part
         return (saliency / (self.masks * self.p)).unflatten(1, size)
+
+    def _weighted_masks(
+        self,
+        network: SplitNetwork,
+        image: torch.Tensor,
+        targets: torch.Tensor,
+        fill: torch.Tensor,
+        numbers: torch.Tensor,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
+        """Σ_i f(x ∘ M_i) M_i (k,H·W) over the masks ``start`` … ``stop`` of one image (3,H,W) for its targets (k,)."""
+        masks = self._masks(numbers[start:stop], image.shape[-2:]).to(image)
+        with autocast(image.device):
+            logits = network(torch.lerp(fill, image, masks[:, None]))
+        # Half precision does for the network's passes, not for a sum over thousands of masks.
+        with torch.autocast(image.device.type, enabled=False):
+            return network.probabilities(logits)[:, targets].to(masks).T @ masks.flatten(1)
 
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
         """Uniform numbers in [0,1), (N, cells² + 2): a mask's cells, row by row, and its two shifts."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ibsgl.network import SplitNetwork, autocast, check_batch, evaluating, same_image_groups, upsample
+from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups, upsample
 from ibsgl.randomness import Generators
 
 
@@ -95,10 +95,14 @@ class ScoreCAM:
         contrast = features.amax((2, 3)) - features.amin((2, 3))
         informative = contrast > 8 * torch.finfo(features.dtype).eps * features.abs().amax((2, 3))
         table = baseline.repeat(*features.shape[:2], 1)
-        for pairs in informative.nonzero().split(self.chunk):
-            image, channel = pairs.unbind(1)
-            masks = upsample(features[image, channel], images.shape[-2:])
+        image, channel = informative.nonzero().unbind(1)
+
+        def masked(start: int, stop: int) -> torch.Tensor:
+            masks = upsample(features[image[start:stop], channel[start:stop]], images.shape[-2:])
             low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
             masks = (masks - low) / (high - low).clamp_min(torch.finfo(masks.dtype).tiny)
-            table[image, channel] = score(torch.lerp(fill, images[image], masks[:, None]))
+            return score(torch.lerp(fill, images[image[start:stop]], masks[:, None]))
+
+        if len(image):
+            table[image, channel] = torch.cat(list(chunked(masked, len(image), self.chunk, images.device)))
         return table[groups, :, column], baseline[column]

@@ -158,6 +158,25 @@ def test_chunk_size_does_not_matter(case, name, chunk):
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("score_cam", 3), ("rise", 3), ("integrated_gradients", 3), ("extremal_perturbation", 2)]
+)
+def test_chunks_are_halved_until_they_fit_into_memory(case, name, most):
+    case = case(name)
+    case.method = replace(case.method, chunk=8)
+    expected = case()
+    refused = []
+
+    def refuse(module, inputs):
+        if len(inputs[0]) > most:
+            refused.append(len(inputs[0]))
+            raise torch.OutOfMemoryError
+
+    case.network.register_forward_pre_hook(refuse)
+    assert_same(case(), expected)
+    assert refused
+
+
 def test_every_chunked_method_is_listed():
     assert {name for name, params in METHODS.items() if hasattr(attribution.get(name, **params), "chunk")} == set(
         CHUNKED
