@@ -59,7 +59,7 @@ def script(monkeypatch):
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 13
+    assert len(SHELL) == 14
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 
@@ -81,7 +81,7 @@ def test_rules_call_steps_with_options_that_they_have(step):
     used = set(re.findall(r"--[a-z-]+", SHELL[step]))
     assert used <= known
     # These come from a param that lists the files.
-    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics"}
+    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics", "--mirror"}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_settings_prints_what_the_rule_passes(step, where):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mops"], "STEP: there is no step 'mops'; take one of data, index, classifier,"),
+        (["mops"], "STEP: there is no step 'mops'; take one of data, fetch, index, classifier,"),
         (["maps"], "--where: maps needs model=… and method=…"),
         (["maps", "--where=model=resnet", "--where=method"], "--where: maps needs method=…"),
         (["classifier", "--where=model=alexnet"], "--where: there is no model 'alexnet'; take one of resnet, vgg"),

@@ -4,7 +4,7 @@ rule maps:
     input:
         unpack(statistics_of),
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
         f"{RESULTS}/{{model}}/maps/{{network}}/{{method}}/{{shard}}.npz",
@@ -27,7 +27,7 @@ rule maps:
             attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE
         ),
     shell:
-        "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
+        "ibsgl maps --index {input.index:q} --root {ROOT:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
@@ -36,7 +36,7 @@ rule scores:
     """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map on one network."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
         maps=maps_of,
     output:
@@ -58,7 +58,7 @@ rule scores:
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
-        " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
+        " --root {ROOT:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
@@ -66,7 +66,7 @@ rule deletion:
     """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
         maps=expand(
             f"{RESULTS}/{{{{model}}}}/maps/{{{{network}}}}/gradient/{{shard}}.npz",
@@ -89,5 +89,5 @@ rule deletion:
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
-        "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
+        "ibsgl deletion --index {input.index:q} --root {ROOT:q} --weights {input.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

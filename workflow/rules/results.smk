@@ -72,7 +72,7 @@ rule figure:
     """Figure 2 (suppression) or 3 (before and after guidance): PNG and PDF."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=expand(
             f"{RESULTS}/{{model}}/{{network}}.pt",
             model=MODELS,
@@ -98,7 +98,7 @@ rule figure:
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         code=source_digest("ibsgl.figures", *GUIDANCE_CODE),
     shell:
-        "ibsgl figure --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        "ibsgl figure --index {input.index:q} --root {ROOT:q} {params.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output.png:q} 2> {log:q}"
 
 

@@ -3,7 +3,7 @@ rule classifier:
     """Train the network to be explained (Eq. 2)."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
     output:
         f"{RESULTS}/{{model}}/pretrained.pt",
     log:
@@ -20,7 +20,7 @@ rule classifier:
         settings=settings("classifier"),
         code=lambda wildcards: source_digest(*TRAINING_CODE, *network_code(wildcards)),
     shell:
-        "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
+        "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {ROOT:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
@@ -28,7 +28,7 @@ rule statistics:
     """Mean and deviation of the feature map over the training images."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
         f"{RESULTS}/{{model}}/statistics/{{network}}.pt",
@@ -46,7 +46,7 @@ rule statistics:
         settings=settings("statistics"),
         code=source_digest(*STATISTICS_CODE),
     shell:
-        "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        "ibsgl statistics --index {input.index:q} --root {ROOT:q} --weights {input.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
@@ -54,7 +54,7 @@ rule bottleneck:
     """L^ib of every training and held-out pair (Eq. 4–9), made once."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
         statistics=f"{RESULTS}/{{model}}/statistics/pretrained.pt",
     output:
@@ -73,7 +73,7 @@ rule bottleneck:
         settings=settings("bottleneck"),
         code=source_digest(*BOTTLENECK_CODE),
     shell:
-        "ibsgl bottleneck --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        "ibsgl bottleneck --index {input.index:q} --root {ROOT:q} --weights {input.weights:q}"
         " --statistics {input.statistics:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
@@ -83,7 +83,7 @@ rule guide:
     input:
         unpack(guidance_inputs),
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
     output:
         f"{RESULTS}/{{model}}/{{network}}.pt",
@@ -106,7 +106,7 @@ rule guide:
             *(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)
         ),
     shell:
-        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {input.root:q}"
+        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {ROOT:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
@@ -115,7 +115,7 @@ rule effect:
     """L_CE, L_SS and accuracy of the three networks: guided against control."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
         bottleneck=f"{RESULTS}/{{model}}/bottleneck.pt",
     output:
@@ -141,7 +141,7 @@ rule effect:
             *GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"
         ),
     shell:
-        "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {ROOT:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q}"
         " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} 2> {log:q}"
