@@ -67,10 +67,10 @@ def fetch(
             does not take it.
     """
     root, folder = Path(root), Path(folder)
-    # Before the locks: a data set of one's own may lie where nobody can write.
-    if _is_there(root):
-        return False
     try:
+        # Before the locks: a data set of one's own may lie where nobody can write.
+        if _is_there(root):
+            return False
         root.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_name(f".{root.name}.lock")):

@@ -77,6 +77,11 @@ def settings(step):
     return lambda wildcards: CONFIG.settings(step, **dict(wildcards.items()))
 
 
+def data_root(wildcards, input):
+    """Where the images are, for the command line: not compared, for another place with the same files is no change."""
+    return ROOT
+
+
 def data_files(wildcards):
     """Digest of what is in the data folder: Snakemake sees a folder's own date, not what changes inside it.
 

@@ -19,8 +19,6 @@ if CONFIG.data.source == "shapes":
 
 
 if CONFIG.data.download:
-    MIRRORS = [f"--mirror={mirror}" for mirror in CONFIG.data.download.mirrors]
-    FOLDER = CONFIG.data.download.folder
 
     rule data:
         """Download, verify and unpack the data set; a folder that is there is taken as it is."""
@@ -33,10 +31,15 @@ if CONFIG.data.download:
         conda:
             "../../environment.yml"
         params:
-            # Where from is no param: the checksums in the settings say what comes of it.
+            root=ROOT,
             settings=settings("fetch"),
+            # As functions of a job's files they are not compared: the checksums in the settings say what comes of them.
+            mirrors=lambda wildcards, output: [
+                f"--mirror={mirror}" for mirror in CONFIG.data.download.mirrors
+            ],
+            folder=lambda wildcards, output: CONFIG.data.download.folder,
         shell:
-            "ibsgl fetch --root {ROOT:q} {MIRRORS:q} --folder {FOLDER:q}"
+            "ibsgl fetch --root {params.root:q} {params.mirrors:q} --folder {params.folder:q}"
             " --settings {params.settings:q} --out {output:q} 2> {log:q}"
 
 
@@ -53,8 +56,9 @@ rule index:
     conda:
         "../../environment.yml"
     params:
+        root=data_root,
         settings=settings("index"),
         files=[] if CONFIG.data.source == "shapes" else data_files,
         code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
     shell:
-        "ibsgl index --root {ROOT:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"
+        "ibsgl index --root {params.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

@@ -19,6 +19,7 @@ rule maps:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("maps"),
         options=lambda wildcards, input: (
             [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
@@ -27,7 +28,7 @@ rule maps:
             attribution.module_of(wildcards.method), "ibsgl.evaluation", *DATA_CODE
         ),
     shell:
-        "ibsgl maps --index {input.index:q} --root {ROOT:q} --weights {input.weights:q} {params.options:q}"
+        "ibsgl maps --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
@@ -52,13 +53,14 @@ rule scores:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("scores"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
-        " --root {ROOT:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
+        " --root {params.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
@@ -85,9 +87,10 @@ rule deletion:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("deletion"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
-        "ibsgl deletion --index {input.index:q} --root {ROOT:q} --weights {input.weights:q} {params.maps:q}"
+        "ibsgl deletion --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

@@ -93,12 +93,13 @@ rule figure:
     resources:
         gpu=gpus(),
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("figure"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         code=source_digest("ibsgl.figures", *GUIDANCE_CODE),
     shell:
-        "ibsgl figure --index {input.index:q} --root {ROOT:q} {params.weights:q}"
+        "ibsgl figure --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output.png:q} 2> {log:q}"
 
 
