@@ -53,6 +53,7 @@ class StepSettings(configuration._Section):
     network: Network | None = None
     networks: dict[str, Network] | None = None
     shapes: configuration.Shapes | None = None
+    archives: list[configuration.Archive] | None = None
     splits: configuration.Splits | None = None
     classes: list[str] | None = None
     held_out: float | None = None
@@ -190,6 +191,29 @@ def shapes(settings: Settings, out: Annotated[Path, typer.Option(help="The VOC20
 
     step = _parse(settings)
     generate(out, seed=step.seed, **step.shapes.model_dump())
+
+
+@app.command()
+def fetch(
+    root: Root,
+    mirrors: Annotated[list[str], typer.Option("--mirror", help="Address or folder with the archives. Repeatable.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="What was found or fetched (JSON).")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where downloads are kept.")] = Path("data"),
+) -> None:
+    """Download, verify and unpack a data set in VOC layout; a folder that is there is taken as it is."""
+    from ibsgl.data import download
+    from ibsgl.provenance import folder_digest
+
+    step = _parse(settings)
+    fetched = download.fetch(root, step.archives, mirrors=mirrors, folder=folder)
+    stamp = {
+        "root": root.as_posix(),
+        "archives": _as_json(step)["archives"] if fetched else "taken as it is",
+        "files": folder_digest(root),
+    }
+    with _written(out) as temporary:
+        temporary.write_text(json.dumps(stamp, indent=2) + "\n")
 
 
 @app.command()

@@ -76,6 +76,23 @@ class Shapes(_Section):
     tied: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+class Archive(_Section):
+    """One tar file, as it must be."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    bytes: Positive
+
+
+class Download(_Section):
+    """Where a data set in VOC layout is fetched from if its folder is not there."""
+
+    mirrors: Annotated[list[str], Field(min_length=1)]
+    folder: str = "data"
+    archives: Annotated[list[Archive], Field(min_length=1)]
+    images: dict[str, Positive]
+
+
 class Data(_Section):
     """Where the images come from and how they are read."""
 
@@ -87,6 +104,16 @@ class Data(_Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     difficult: Literal["keep", "drop"] = "keep"
     multilabel: bool = False
+    download: Download | None = None
+
+    @model_validator(mode="after")
+    def _download_goes_with_voc(self) -> Data:
+        if self.download and self.source != "voc":
+            raise ValueError("download: the built-in data set is generated; remove the key or set source: voc")
+        for split in (self.splits.train, self.splits.test) if self.download else ():
+            if split not in self.download.images:
+                raise ValueError(f"download.images: say how many images the list {split!r} has")
+        return self
 
     @model_validator(mode="after")
     def _root_goes_with_source(self) -> Data:
@@ -350,6 +377,8 @@ class Config(_Section):
         if self.data.source == "shapes":
             return self.data.shapes.test
         listed = Path(self.data_root, "ImageSets", "Main", f"{self.data.splits.test}.txt")
+        if not listed.is_file() and self.data.download:
+            return self.data.download.images[self.data.splits.test]
         # What is wrong with a list that is missing or empty is the index's to say.
         return max(1, len(listed.read_text().split()) if listed.is_file() else 1)
 
@@ -403,8 +432,10 @@ class Config(_Section):
                     raise ConfigError(f"methods.{method}: {error}") from error
             if set(resolved.methods) != set(self.methods):
                 raise ConfigError(f"models.{name}.override.methods: may change settings, not add methods")
-        if self.data.source == "voc" and not Path(self.data_root).is_dir():
-            raise ConfigError(f"data.root: there is no folder {self.data_root!r}")
+        if self.data.source == "voc" and not self.data.download and not Path(self.data_root).is_dir():
+            raise ConfigError(
+                f"data.root: there is no folder {self.data_root!r}; give data.download to have it fetched"
+            )
         return self
 
 
@@ -413,6 +444,11 @@ _OVERRIDABLE = ("classifier", "bottleneck", "suppression", "guidance", "methods"
 
 def _data(config: Config, **_: Any) -> dict[str, Any]:
     return {"seed": config.seed, "shapes": config.data.shapes.model_dump()}
+
+
+def _fetch(config: Config, **_: Any) -> dict[str, Any]:
+    # Wherever an archive comes from, it is the same file.
+    return {"archives": config.data.download.model_dump()["archives"] if config.data.download else []}
 
 
 def _index(config: Config, **_: Any) -> dict[str, Any]:
@@ -481,7 +517,7 @@ def _table(config: Config, number: int, **_: Any) -> dict[str, Any]:
     model = list(config.models)[(int(number) - 1) % 2]
     resolved = config.for_model(model)
     left_out = {"device", "threads", "shard_size", "batch_size", "figures", "deletion"}
-    whole = resolved.model_dump(exclude=left_out | {"models"})
+    whole = resolved.model_dump(exclude=dict.fromkeys(left_out | {"models"}, True) | {"data": {"download"}})
     return {
         "number": int(number),
         "model": model,
@@ -501,6 +537,7 @@ def _figure(config: Config, number: int, **_: Any) -> dict[str, Any]:
 
 _STEPS = {
     "data": _data,
+    "fetch": _fetch,
     "index": _index,
     "classifier": _classifier,
     "statistics": _statistics,

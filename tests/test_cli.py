@@ -83,7 +83,7 @@ def test_rules_call_steps_with_options_that_they_have(step):
     used = set(re.findall(r"--[a-z-]+", SHELL[step]))
     assert used <= known
     # These come from a param that lists the files.
-    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics"}
+    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics", "--mirror"}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_settings_prints_what_the_rule_passes(step, where):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mops"], "STEP: there is no step 'mops'; take one of data, index, classifier,"),
+        (["mops"], "STEP: there is no step 'mops'; take one of data, fetch, index, classifier,"),
         (["maps"], "--where: maps needs model=… and network=… and group=…"),
         (
             ["maps", "--where=model=resnet", "--where=network=guided", "--where=group"],

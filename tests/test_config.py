@@ -11,6 +11,10 @@ from ibsgl import config
 SHAPES = Path(__file__).parents[1] / "config" / "shapes.yaml"
 
 
+ARCHIVE = {"name": "set.tar", "md5": "0" * 32, "bytes": 1}
+DOWNLOAD = {"mirrors": ["https://example.org/"], "archives": [ARCHIVE], "images": {"trainval": 2, "test": 1}}
+
+
 def values(**changes):
     """config/shapes.yaml with changes given as dotted keys."""
     tree = yaml.safe_load(SHAPES.read_text())
@@ -51,6 +55,26 @@ def test_the_default_config_is_valid():
         ({"methods__gradient": {}}, "methods: gradient is in every table anyway"),
         ({"data__source": "voc"}, "data: root: give the folder"),
         ({"data__source": "voc", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
+        ({"data__download": DOWNLOAD}, "data: download: the built-in data set is generated"),
+        (
+            {"data__source": "voc", "data__root": "nowhere", "data__download": DOWNLOAD | {"images": {"test": 1}}},
+            "data: download.images: say how many images the list 'trainval' has",
+        ),
+        (
+            {"data__source": "voc", "data__root": "nowhere", "data__download": DOWNLOAD | {"mirrors": []}},
+            "data.download.mirrors: List should have at least 1 item",
+        ),
+        *[
+            (
+                {
+                    "data__source": "voc",
+                    "data__root": "x",
+                    "data__download": DOWNLOAD | {"archives": [ARCHIVE | change]},
+                },
+                f"data.download.archives.0.{next(iter(change))}: ",
+            )
+            for change in ({"name": "../up.tar"}, {"md5": "0"}, {"bytes": 0}, {"sha256": "0"})
+        ],
         ({"models__vgg__override": {"metrics": {}}}, "models.vgg.override.metrics: only"),
         ({"models__vgg__override": {"guidance": {"mu": -1}}}, "models.vgg.override.guidance.mu: Input should be"),
         ({"name": "../up"}, "name: String should match pattern"),
@@ -67,6 +91,19 @@ def test_numbers_as_people_write_them():
     loaded = config.load(values(bottleneck__alpha=1000, guidance__training__lr="1e-3"))
     assert loaded.bottleneck.alpha == 1000.0
     assert loaded.guidance.training.lr == 1e-3
+
+
+def test_a_data_set_that_will_be_downloaded_need_not_be_there():
+    loaded = config.load(values(data__source="voc", data__root="nowhere", data__download=DOWNLOAD))
+    assert json.loads(loaded.settings("fetch")) == {"archives": [ARCHIVE]}
+
+
+def test_where_an_archive_comes_from_changes_no_step():
+    """Not even a table, which depends on most of the config."""
+    downloads = [DOWNLOAD, DOWNLOAD | {"mirrors": ["here"], "folder": "elsewhere"}]
+    one, other = (config.parse(values(data__source="voc", data__root="x", data__download=d)) for d in downloads)
+    for step, where in [*JOBS, ("fetch", {}), ("table", {"number": 1})]:
+        assert one.settings(step, **where) == other.settings(step, **where)
 
 
 JOBS = [

@@ -4,12 +4,15 @@ The whole graph runs once, in a folder of its own, and is killed once on the way
 they are asked in forks of a process that has imported torch and Snakemake already.
 """
 
+import hashlib
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -23,6 +26,7 @@ from PIL import Image
 
 from ibsgl import tables
 from ibsgl.config import NETWORKS
+from ibsgl.data.shapes import generate
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = ROOT / "tests" / "configs" / "minimal.yaml"
@@ -233,6 +237,59 @@ def test_a_bad_config_stops_before_any_job_with_one_line_naming_the_key(tmp_path
     ]
     assert said == ["config: suppression.r: Input should be less than or equal to 1 (it is 2.0)"]
     assert [path.name for path in (folder / "results").iterdir()] == ["published"]
+
+
+@pytest.fixture(scope="module")
+def to_download(fork, tmp_path_factory):
+    """A folder without data, its config, and the data set's only mirror."""
+    folder, mirror = workspace(tmp_path_factory.mktemp("download") / "clone"), tmp_path_factory.mktemp("a mirror")
+    generate(mirror / "VOCdevkit" / "VOC2007", seed=0, trainval=24, test=6, size=32, progress=False)
+    with tarfile.open(mirror / "set.tar", "w") as archive:
+        archive.add(mirror / "VOCdevkit", "VOCdevkit")
+    content = (mirror / "set.tar").read_bytes()
+    described = {"name": "set.tar", "md5": hashlib.md5(content).hexdigest(), "bytes": len(content)}
+    data = {
+        "source": "voc",
+        "root": "kept/VOC2007",
+        "held_out": 0.3,
+        "download": {"mirrors": [str(mirror)], "archives": [described], "images": {"trainval": 24, "test": 6}},
+    }
+    configured(folder, "minimal", data=data)
+    return folder, data
+
+
+def test_a_download_is_in_the_graph_and_its_folder_is_not(ask, fork, to_download):
+    folder, data = to_download
+    assert ask(folder, "minimal.yaml")[0] == EVERYTHING
+    index = "results/minimal/index.parquet"
+    code, said = fork(_snakemake, folder, [index, "--configfile", "minimal.yaml"])
+    assert code == 0, said
+    assert (folder / "kept" / "VOC2007" / "JPEGImages").is_dir()
+    # The folder was not there when the first graph was made; that is no change, nor is another place to have it from.
+    moved = data | {"download": data["download"] | {"mirrors": ["nowhere"], "folder": "elsewhere"}}
+    assert ask(folder, configured(folder, "moved", data=moved))[0] == EVERYTHING - {"data", "index"}
+    # A file that has changed is, as long as the folder is there.
+    image = next((folder / "kept" / "VOC2007" / "JPEGImages").iterdir())
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert ask(folder, "minimal.yaml", index)[0] == {"index"}
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (folder / "kept" / "VOC2007").rename(folder / "kept" / "away")
+    assert ask(folder, "minimal.yaml", index)[0] == set()
+
+
+def test_forcing_a_download_leaves_the_users_folder_alone(fork, to_download, tmp_path):
+    _, data = to_download
+    folder = workspace(tmp_path / "clone")
+    root = folder / "kept" / "VOC2007"
+    root.mkdir(parents=True)
+    (root / "mine").write_text("mine")
+    configfile = configured(folder, "minimal", data=data)
+    stamp = "results/minimal/data.json"
+    code, said = fork(_snakemake, folder, [stamp, "--configfile", configfile, "--forcerun", "data"])
+    assert code == 0, said
+    assert json.loads((folder / stamp).read_text())["archives"] == "taken as it is"
+    assert (root / "mine").read_text() == "mine"
 
 
 def test_after_a_run_nothing_is_to_be_done(ask, killed_and_restarted):

@@ -1,5 +1,6 @@
 # Shared by all stages: the checked config, where results live, and how settings reach a job.
 import atexit
+import json
 import os
 import shutil
 import sys
@@ -26,6 +27,10 @@ RESULTS = f"results/{CONFIG.name}"
 RECORDS = f"{RESULTS}/records"
 ROOT = CONFIG.data_root
 INDEX = f"{RESULTS}/index.parquet"
+# With a download the folder is no file of the graph: Snakemake would delete it, somebody's data, before making it. The index
+# waits for the stamp, and every other job for the index.
+STAMP = f"{RESULTS}/data.json"
+DATA = [] if CONFIG.data.download else ROOT
 SHARDS = range(CONFIG.shards)
 MODELS = list(CONFIG.models)
 NETWORKS = configuration.NETWORKS
@@ -70,6 +75,21 @@ wildcard_constraints:
 def settings(step):
     """The job's part of the config, as its params; a change re-runs the job, and only such a change does."""
     return lambda wildcards: CONFIG.settings(step, **dict(wildcards.items()))
+
+
+def data_root(wildcards, input):
+    """Where the images are, for the command line: not compared, for another place with the same files is no change."""
+    return ROOT
+
+
+def data_files(wildcards):
+    """Digest of what is in the data folder: Snakemake sees a folder's own date, not what changes inside it.
+
+    Asked for anew when the job starts, after a download. A folder deleted since is as it was: finished results stay so.
+    """
+    if CONFIG.data.download and not Path(ROOT).is_dir() and Path(STAMP).is_file():
+        return json.loads(Path(STAMP).read_text())["files"]
+    return folder_digest(ROOT)
 
 
 def gpus(wildcards=None):

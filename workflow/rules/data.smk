@@ -1,4 +1,4 @@
-# The data set: generated where the config asks for the built-in one, then read and checked once.
+# The data set: generated or fetched where the config asks for it, then read and checked once.
 if CONFIG.data.source == "shapes":
 
     rule data:
@@ -18,10 +18,35 @@ if CONFIG.data.source == "shapes":
             "ibsgl shapes --settings {params.settings:q} --out {output:q} 2> {log:q}"
 
 
+if CONFIG.data.download:
+
+    rule data:
+        """Download, verify and unpack the data set; a folder that is there is taken as it is."""
+        output:
+            STAMP,
+        log:
+            f"{RESULTS}/logs/data.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/data.tsv"
+        conda:
+            "../../environment.yml"
+        params:
+            root=ROOT,
+            settings=settings("fetch"),
+            # As functions of a job's files they are not compared: the checksums in the settings say what comes of them.
+            mirrors=lambda wildcards, output: [
+                f"--mirror={mirror}" for mirror in CONFIG.data.download.mirrors
+            ],
+            folder=lambda wildcards, output: CONFIG.data.download.folder,
+        shell:
+            "ibsgl fetch --root {params.root:q} {params.mirrors:q} --folder {params.folder:q}"
+            " --settings {params.settings:q} --out {output:q} 2> {log:q}"
+
+
 rule index:
     """Read the VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
     input:
-        root=ROOT,
+        STAMP if CONFIG.data.download else ROOT,
     output:
         INDEX,
     log:
@@ -31,9 +56,9 @@ rule index:
     conda:
         "../../environment.yml"
     params:
+        root=data_root,
         settings=settings("index"),
-        # Snakemake sees a folder's own date, not what changes inside it.
-        files=[] if CONFIG.data.source == "shapes" else folder_digest(ROOT),
+        files=[] if CONFIG.data.source == "shapes" else data_files,
         code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
     shell:
-        "ibsgl index --root {input.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"
+        "ibsgl index --root {params.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

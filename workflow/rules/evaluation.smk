@@ -4,7 +4,7 @@ rule maps:
     input:
         unpack(statistics_of),
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
         f"{RESULTS}/{{model}}/maps/{{network}}/{{group}}/{{shard}}.parquet",
@@ -19,6 +19,7 @@ rule maps:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("maps"),
         options=lambda wildcards, input: (
             [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
@@ -32,7 +33,7 @@ rule maps:
             *DATA_CODE,
         ),
     shell:
-        "ibsgl maps --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.options:q}"
+        "ibsgl maps --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
@@ -41,7 +42,7 @@ rule scores:
     """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map of one shard on one network."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
         maps=maps_of,
     output:
@@ -57,12 +58,13 @@ rule scores:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("scores"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
         "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
-        " --root {input.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
+        " --root {params.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --shard {wildcards.shard} --out {output:q} 2> {log:q}"
 
 
@@ -92,7 +94,7 @@ rule deletion:
     """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
         maps=eq3_maps_of,
     output:
@@ -108,9 +110,10 @@ rule deletion:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("deletion"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
-        "ibsgl deletion --index {input.index:q} --root {input.root:q} --weights {input.weights:q} {params.maps:q}"
+        "ibsgl deletion --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

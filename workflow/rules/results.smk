@@ -72,7 +72,7 @@ rule figure:
     """Figure 2 (suppression) or 3 (before and after guidance): PNG and PDF."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=expand(
             f"{RESULTS}/{{model}}/{{network}}.pt",
             model=MODELS,
@@ -93,12 +93,13 @@ rule figure:
     resources:
         gpu=gpus(),
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("figure"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         code=source_digest("ibsgl.figures", *GUIDANCE_CODE),
     shell:
-        "ibsgl figure --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        "ibsgl figure --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output.png:q} 2> {log:q}"
 
 

@@ -3,7 +3,7 @@ rule classifier:
     """Train the network to be explained (Eq. 2)."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
     output:
         f"{RESULTS}/{{model}}/pretrained.pt",
     log:
@@ -16,11 +16,12 @@ rule classifier:
     resources:
         gpu=gpus(),
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("classifier"),
         code=lambda wildcards: source_digest(*TRAINING_CODE, *network_code(wildcards)),
     shell:
-        "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {input.root:q}"
+        "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {params.root:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
@@ -28,7 +29,7 @@ rule statistics:
     """Mean and deviation of the feature map over the training images."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/{{network}}.pt",
     output:
         f"{RESULTS}/{{model}}/statistics/{{network}}.pt",
@@ -43,10 +44,11 @@ rule statistics:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("statistics"),
         code=source_digest(*STATISTICS_CODE),
     shell:
-        "ibsgl statistics --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        "ibsgl statistics --index {input.index:q} --root {params.root:q} --weights {input.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
@@ -54,7 +56,7 @@ rule bottleneck:
     """L^ib of every training and held-out pair (Eq. 4–9), made once."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
         statistics=f"{RESULTS}/{{model}}/statistics/pretrained.pt",
     output:
@@ -70,10 +72,11 @@ rule bottleneck:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         settings=settings("bottleneck"),
         code=source_digest(*BOTTLENECK_CODE),
     shell:
-        "ibsgl bottleneck --index {input.index:q} --root {input.root:q} --weights {input.weights:q}"
+        "ibsgl bottleneck --index {input.index:q} --root {params.root:q} --weights {input.weights:q}"
         " --statistics {input.statistics:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
@@ -83,7 +86,7 @@ rule guide:
     input:
         unpack(guidance_inputs),
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
     output:
         f"{RESULTS}/{{model}}/{{network}}.pt",
@@ -99,6 +102,7 @@ rule guide:
     resources:
         gpu=gpus(),
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("guide"),
         options=guidance_options,
@@ -106,7 +110,7 @@ rule guide:
             *(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)
         ),
     shell:
-        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {input.root:q}"
+        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {params.root:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
@@ -115,7 +119,7 @@ rule effect:
     """L_CE, L_SS and accuracy of the three networks: guided against control."""
     input:
         index=INDEX,
-        root=ROOT,
+        root=DATA,
         weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
         bottleneck=f"{RESULTS}/{{model}}/bottleneck.pt",
     output:
@@ -134,6 +138,7 @@ rule effect:
         gpu=gpus(),
         batch_size=CONFIG.batch_size,
     params:
+        root=data_root,
         records=RECORDS,
         settings=settings("effect"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
@@ -141,7 +146,7 @@ rule effect:
             *GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"
         ),
     shell:
-        "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {input.root:q} {params.weights:q}"
+        "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q}"
         " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} 2> {log:q}"
