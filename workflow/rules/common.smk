@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from ibsgl import attribution
 from ibsgl import config as configuration
+from ibsgl.network import is_torchvision_weights
 from ibsgl.provenance import folder_digest, source_digest
 from ibsgl.tracking import Tracker
 
@@ -70,6 +71,12 @@ wildcard_constraints:
 def settings(step):
     """The job's part of the config, as its params; a change re-runs the job, and only such a change does."""
     return lambda wildcards: CONFIG.settings(step, **dict(wildcards.items()))
+
+
+def weights_file(wildcards):
+    """The file that a network starts from, if the config names one."""
+    weights = CONFIG.models[wildcards.model].weights
+    return [] if weights is None or is_torchvision_weights(weights) else weights
 
 
 def gpus(wildcards=None):
@@ -135,7 +142,13 @@ def network_code(wildcards):
 
 
 # The modules that a stage's results depend on, besides the module of a method: an edit re-runs the stage.
-DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
+DATA_CODE = (
+    "ibsgl.data.loading",
+    "ibsgl.network",
+    "ibsgl.weights",
+    "ibsgl.torchray",
+    "ibsgl.randomness",
+)
 TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
 STATISTICS_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.bottleneck")
 BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")

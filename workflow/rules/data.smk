@@ -19,7 +19,7 @@ if CONFIG.data.source == "shapes":
 
 
 rule index:
-    """Read the VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
+    """Read the data set's folder once: check it, list its (image, class) pairs, take its digest."""
     input:
         root=ROOT,
     output:
@@ -32,8 +32,8 @@ rule index:
         "../../environment.yml"
     params:
         settings=settings("index"),
-        # Snakemake sees a folder's own date, not what changes inside it.
-        files=[] if CONFIG.data.source == "shapes" else folder_digest(ROOT),
-        code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
+        # Snakemake sees a folder's own date, not what changes inside it; ImageNet's million files are not looked at.
+        files=folder_digest(ROOT) if CONFIG.data.source == "voc" else [],
+        code=source_digest("ibsgl.data.voc", "ibsgl.data.imagenet", "ibsgl.randomness"),
     shell:
         "ibsgl index --root {input.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"
