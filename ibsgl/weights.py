@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model")
 _SHOWN = 3
@@ -81,6 +84,8 @@ def load_state(
         if not missing and not unexpected and set(different) == last:
             said.append("another number of classes, so train the classifier (classifier.epochs) on the new ones")
         raise ValueError(f"{path}: these are not the weights of {what}; {'; '.join(said)}")
+    if last:
+        log.warning("%s: it has another number of classes, so the last layer is left out and a new one trained", path)
     kept = {key: state[name] for key, name in names.items() if name in state and name not in last}
     network.load_state_dict(kept, strict=False)
 

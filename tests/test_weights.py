@@ -70,10 +70,11 @@ def test_torchvisions_vgg_and_this_projects_own_names(tmp_path, monkeypatch):
     same(build_network("vgg11", 7, tmp_path / "own.pt", new_classes=False), vgg())
 
 
-def test_another_number_of_classes_gets_a_new_last_layer_or_is_refused(tmp_path):
+def test_another_number_of_classes_gets_a_new_last_layer_or_is_refused(tmp_path, caplog):
     torch.save(resnet(1000).state_dict(), tmp_path / "w.pt")
     network = build_network("resnet18", 4, tmp_path / "w.pt")
     assert network.head.fc.weight.shape == (4, 512)
+    assert "w.pt: it has another number of classes, so the last layer is left out" in caplog.text
     torch.testing.assert_close(network.stem.backbone.layer4[1].conv2.weight, resnet(1000).layer4[1].conv2.weight)
     with pytest.raises(ValueError, match=r"another shape: fc\.weight 1000×512 in the file, 4×512 here, fc\.bias"):
         build_network("resnet18", 4, tmp_path / "w.pt", new_classes=False)

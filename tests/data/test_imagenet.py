@@ -5,7 +5,9 @@ import pytest
 import scipy.io
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from ibsgl import cli, config
 from ibsgl.data.imagenet import build_index
 from ibsgl.data.loading import VOCData
 from ibsgl.data.voc import Index
@@ -122,6 +124,30 @@ def test_pixels_labels_and_the_saved_index(tmp_path):
     assert (data.labels("test").sum(1) == 1).all()
     assert not data.difficult("test").any()
     assert data.regions(data.pairs("test")).any((1, 2)).all()
+
+
+def test_the_steps_run_on_it_with_the_configs_settings(tmp_path):
+    """Index, then a network taken as it is, as the workflow calls them."""
+    root = make(tmp_path / "imagenet", "devkit")
+    tree = {
+        "name": "small",
+        "data": {"source": "imagenet", "root": str(root), "imagenet": {"train": 2}, "held_out": 0.5},
+        "models": {"net": {"arch": "resnet_small", "image_size": 32, "options": {"width": 2}}},
+        "classifier": {"epochs": 0},
+        "methods": {"gradcam": None},
+    }
+    settings = config.load(tree)
+    index, weights = tmp_path / "index.parquet", tmp_path / "net.pt"
+    for arguments in (
+        ["index", "--root", root, "--settings", settings.settings("index"), "--out", index],
+        [
+            *("classifier", "--model", "net", "--root", root, "--index", index, "--out", weights),
+            *("--settings", settings.settings("classifier", model="net")),
+        ],
+    ):
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+    assert torch.load(weights, weights_only=True)["head.2.weight"].shape == (3, 16)
 
 
 def test_class_names_in_words(tmp_path):
