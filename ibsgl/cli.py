@@ -30,7 +30,7 @@ app = typer.Typer(
 Settings = Annotated[str, typer.Option("--settings", help="What the step depends on, as JSON or @file.")]
 Out = Annotated[Path, typer.Option("--out", help="Written whole under a temporary name, then renamed.")]
 IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index.")]
-Root = Annotated[Path, typer.Option("--root", help="The VOC-layout folder.")]
+Root = Annotated[Path, typer.Option("--root", help="The data set's folder.")]
 Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
 Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
 BatchSize = Annotated[
@@ -55,10 +55,11 @@ class StepSettings(configuration._Section):
     shapes: configuration.Shapes | None = None
     archives: list[configuration.Archive] | None = None
     splits: configuration.Splits | None = None
+    imagenet: configuration.ImageNet | None = None
     classes: list[str] | None = None
     held_out: float | None = None
     difficult: str | None = None
-    training: configuration.Training | None = None
+    training: configuration.Classifier | None = None
     bottleneck: configuration.Bottleneck | None = None
     suppression: configuration.Suppression | None = None
     suppressions: dict[str, configuration.Suppression] | None = None
@@ -134,17 +135,21 @@ def _data(index_file: Path, root: Path, size: int):
     return VOCData(Index.load(index_file), root, size)
 
 
-def _network(settings: StepSettings.Network, num_classes: int, weights: Path | None, device):
+def _network(
+    settings: StepSettings.Network, num_classes: int, weights: Path | None, device, *, new_classes: bool = False
+):
     """The network of ``settings``, from its own start or with the state dict ``weights``."""
-    import torch
-
     from ibsgl.network import build_network
 
-    start = settings.weights if weights is None else None
-    network = build_network(settings.arch, num_classes, start, multilabel=settings.multilabel, **settings.options)
-    if weights is not None:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return network.to(device)
+    return build_network(
+        settings.arch,
+        num_classes,
+        weights or settings.weights,
+        multilabel=settings.multilabel,
+        source=settings.source,
+        new_classes=new_classes,
+        **settings.options,
+    ).to(device)
 
 
 def _record(
@@ -218,18 +223,21 @@ def fetch(
 
 @app.command()
 def index(root: Root, settings: Settings, out: Out) -> None:
-    """Read a VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
-    from ibsgl.data.voc import build_index
+    """Read a data set's folder once: check it, list its (image, class) pairs, take its digest."""
+    from ibsgl.data import imagenet, voc
 
     step = _parse(settings)
-    built = build_index(
-        root,
-        splits=step.splits.model_dump(),
-        held_out=step.held_out,
-        seed=step.seed,
-        class_names=step.classes,
-        difficult=step.difficult,
-    )
+    if "imagenet" in step.model_fields_set:
+        built = imagenet.build_index(root, held_out=step.held_out, seed=step.seed, **step.imagenet.model_dump())
+    else:
+        built = voc.build_index(
+            root,
+            splits=step.splits.model_dump(),
+            held_out=step.held_out,
+            seed=step.seed,
+            class_names=step.classes,
+            difficult=step.difficult,
+        )
     if len(built.class_names) < 2:
         raise ValueError(f"{root}: there is one class only, {built.class_names[0]!r}; a classifier needs two")
     with _written(out) as temporary:
@@ -246,18 +254,24 @@ def classifier(
     gpu: Gpu = 0,
     records: Records = None,
 ) -> None:
-    """Train the network to be explained (Eq. 2)."""
+    """Train the network to be explained (Eq. 2), or with no epochs take it as it is."""
     import torch
 
     from ibsgl import provenance
-    from ibsgl.metrics.classification import classification_score
+    from ibsgl.metrics.classification import classification_metrics
+    from ibsgl.network import is_torchvision_weights
     from ibsgl.randomness import derive_seed
     from ibsgl.training import predict, train_classifier
 
     started, step, device = time.time(), _parse(settings), _device(gpu)
+    start = step.network.weights
     data = _data(index_file, root, step.network.image_size)
     torch.manual_seed(derive_seed(step.seed, model, "initialisation"))
-    network = _network(step.network, len(data.index.class_names), None, device)
+    if step.network.source == "torchray":
+        from ibsgl.torchray import check_classes
+
+        check_classes(data.index.class_names)
+    network = _network(step.network, len(data.index.class_names), None, device, new_classes=step.training.epochs > 0)
     checkpoint = out.with_suffix(".checkpoint")
     out.parent.mkdir(parents=True, exist_ok=True)
     history = train_classifier(
@@ -271,12 +285,17 @@ def classifier(
         digest=_digest(
             json.dumps(_as_json(step), sort_keys=True),
             data.index.digest,
+            *([provenance.digest_file(start)] if start and not is_torchvision_weights(start) else []),
             provenance.source_digest("ibsgl.training", "ibsgl.network", "ibsgl.data", "ibsgl.randomness"),
             device.type,
         ),
     )
-    key, value = classification_score(
-        predict(network, data, "test", step.training.batch_size, device), data.labels("test"), step.network.multilabel
+    scores = classification_metrics(
+        predict(network, data, "test", step.training.batch_size, device),
+        data.labels("test"),
+        data.index.class_names,
+        multilabel=step.network.multilabel,
+        ignored=data.difficult("test"),
     )
     with _written(out) as temporary:
         torch.save(network.state_dict(), temporary)
@@ -286,12 +305,13 @@ def classifier(
         "training",
         _as_json(step),
         started=started,
-        metrics={f"test_{key}": value},
+        metrics={f"test_{key}": value for key, value in scores.items()},
         history=history,
         tags=provenance.collect(str(device), data_digest=data.index.digest, weights_digest=provenance.digest_file(out)),
     )
     checkpoint.unlink(missing_ok=True)
-    typer.echo(f"{model}: test {key} {value:.4f}")
+    key = next(iter(scores))
+    typer.echo(f"{model}: test {key} {scores[key]:.4f}")
 
 
 @app.command()
@@ -384,7 +404,7 @@ def guide(
     import torch
 
     from ibsgl import provenance
-    from ibsgl.metrics.classification import classification_score
+    from ibsgl.metrics.classification import classification_metrics
     from ibsgl.training import predict, train_guided
 
     started, step, device = time.time(), _parse(settings), _device(gpu)
@@ -392,11 +412,17 @@ def guide(
     data = _data(index_file, root, step.network.image_size)
     network = _network(step.network, len(data.index.class_names), weights, device)
 
-    def score() -> tuple[str, float]:
-        logits = predict(network, data, "test", step.training.batch_size, device)
-        return classification_score(logits, data.labels("test"), step.network.multilabel)
+    def score() -> dict[str, float]:
+        return classification_metrics(
+            predict(network, data, "test", step.training.batch_size, device),
+            data.labels("test"),
+            data.index.class_names,
+            multilabel=step.network.multilabel,
+            ignored=data.difficult("test"),
+        )
 
-    key, before = score()
+    before = score()
+    key = next(iter(before))
     current = guided and step.guidance.bottleneck_network == "current"
     checkpoint = out.with_suffix(".checkpoint")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -421,7 +447,7 @@ def guide(
             device.type,
         ),
     )
-    _, after = score()
+    after = score()
     with _written(out) as temporary:
         torch.save(network.state_dict(), temporary)
     _record(
@@ -430,12 +456,12 @@ def guide(
         "training",
         _as_json(step),
         started=started,
-        metrics={f"test_{key}_before": before, f"test_{key}": after},
+        metrics={f"test_{key}_before": before[key]} | {f"test_{name}": value for name, value in after.items()},
         history=history,
         tags=provenance.collect(str(device), data_digest=data.index.digest, weights_digest=provenance.digest_file(out)),
     )
     checkpoint.unlink(missing_ok=True)
-    typer.echo(f"{model} {network_name}: test {key} {before:.4f} before, {after:.4f} after")
+    typer.echo(f"{model} {network_name}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")
 
 
 @app.command()
@@ -566,6 +592,9 @@ def effect(
     out: Annotated[Path, typer.Option("--out", help="Per-image losses (Parquet).")],
     predictions_out: Annotated[Path, typer.Option("--predictions", help="Test logits and labels (Parquet).")],
     table_out: Annotated[Path, typer.Option("--table", help="The comparison as CSV; .md goes beside it.")],
+    classes_out: Annotated[
+        Path, typer.Option("--classes", help="Each network's classification, class by class (CSV).")
+    ],
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
     records: Records = None,
@@ -592,10 +621,19 @@ def effect(
     table = tables.guidance_table(
         losses, predictions, multilabel=step.network.multilabel, seed=step.seed, resamples=step.resamples
     )
-    with _written(out) as a, _written(predictions_out) as b, _written(table_out) as c:
+    classes = tables.classification_table(
+        predictions, data.index.class_names, data.difficult("test").numpy(), multilabel=step.network.multilabel
+    )
+    with (
+        _written(out) as a,
+        _written(predictions_out) as b,
+        _written(table_out) as c,
+        _written(classes_out) as d,
+    ):
         losses.to_parquet(a)
         predictions.to_parquet(b)
         tables.write_csv(table, c)
+        tables.write_csv(classes, d)
     with _written(table_out.with_suffix(".md")) as temporary:
         tables.write_guidance_markdown(table, temporary, model=model)
     _record(
@@ -606,7 +644,7 @@ def effect(
         started=started,
         metrics={f"{row.network}.{row.metric}": float(row.value) for row in table.itertuples()},
         tags=provenance.collect(str(device), data_digest=data.index.digest),
-        artifacts=[table_out, table_out.with_suffix(".md")],
+        artifacts=[table_out, table_out.with_suffix(".md"), classes_out],
     )
 
 

@@ -93,12 +93,20 @@ class Download(_Section):
     images: dict[str, Positive]
 
 
+class ImageNet(_Section):
+    """Images per class of ILSVRC 2012 that are used; ``None``: all."""
+
+    train: Positive = 10
+    test: Positive | None = None
+
+
 class Data(_Section):
     """Where the images come from and how they are read."""
 
-    source: Literal["shapes", "voc"] = "shapes"
+    source: Literal["shapes", "voc", "imagenet"] = "shapes"
     root: str | None = None
     shapes: Shapes = Shapes()
+    imagenet: ImageNet = ImageNet()
     splits: Splits = Splits()
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -121,6 +129,13 @@ class Data(_Section):
             raise ValueError("root: give the folder that holds JPEGImages, Annotations and ImageSets")
         if self.source == "shapes" and self.root:
             raise ValueError("root: the built-in data set has its own place; remove the key or set source: voc")
+        if self.source == "imagenet":
+            if not self.root:
+                raise ValueError("root: give the folder that holds ImageNet's train and val")
+            if self.multilabel:
+                raise ValueError("multilabel: ImageNet has one class an image; set it to false")
+            if self.classes is not None:
+                raise ValueError("classes: ImageNet's are its synsets, in order; remove the key")
         return self
 
 
@@ -128,6 +143,7 @@ class Model(_Section):
     """One network to explain."""
 
     arch: str
+    source: Literal["torchvision", "torchray"] = "torchvision"
     weights: str | None = None
     options: dict[str, Any] = {}
     image_size: Annotated[int, Field(ge=16)] = 224
@@ -144,6 +160,14 @@ class Training(_Section):
     schedule: Literal["constant", "one_cycle"] = "constant"
     epochs: Positive = 3
     batch_size: Positive = 16
+
+
+class Classifier(Training):
+    """Training of the classifier; no epochs: the network is explained as it is."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["constant", "one_cycle"] = "one_cycle"
+    epochs: Annotated[int, Field(ge=0)] = 8
 
 
 class Bottleneck(_Section):
@@ -244,7 +268,7 @@ class Config(_Section):
     batch_size: Positive = 32
     data: Data = Data()
     models: dict[Name, Model]
-    classifier: Training = Training(optimizer="adamw", schedule="one_cycle", epochs=8)
+    classifier: Classifier = Classifier()
     bottleneck: Bottleneck = Bottleneck()
     suppression: Suppression = Suppression()
     guidance: Guidance = Guidance()
@@ -376,6 +400,9 @@ class Config(_Section):
         """How many images the test split lists; those that show no object are left out later."""
         if self.data.source == "shapes":
             return self.data.shapes.test
+        if self.data.source == "imagenet":
+            # Of 1000 classes with 50 images each; fewer leave a shard small or empty, which does no harm.
+            return 1000 * (self.data.imagenet.test or 50)
         listed = Path(self.data_root, "ImageSets", "Main", f"{self.data.splits.test}.txt")
         if not listed.is_file() and self.data.download:
             return self.data.download.images[self.data.splits.test]
@@ -411,17 +438,23 @@ class Config(_Section):
     def check(self) -> Config:
         """Everything that a schema cannot see: networks, methods and their settings. Raises :class:`ConfigError`."""
         from ibsgl import attribution
-        from ibsgl.network import check_arch, check_options
+        from ibsgl.network import check_arch, check_options, is_torchvision_weights
 
         for name, model in self.models.items():
             try:
                 check_arch(model.arch)
             except ValueError as error:
                 raise ConfigError(f"models.{name}.arch: {error}") from error
-            if model.weights not in (None, "imagenet") and not Path(model.weights).is_file():
+            named = is_torchvision_weights(model.weights)
+            if model.weights is not None and not named and not Path(model.weights).is_file():
                 raise ConfigError(f"models.{name}.weights: there is no file {model.weights!r}")
+            if model.source == "torchray":
+                if model.weights is None:
+                    raise ConfigError(f"models.{name}.weights: give the file of TorchRay's network")
+                if not self.data.multilabel:
+                    raise ConfigError("data.multilabel: TorchRay's networks are multi-label; set it to true")
             try:
-                check_options(model.arch, model.weights, model.options)
+                check_options(model.arch, model.weights, model.options, model.source)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"models.{name}: {error}") from error
             resolved = self.for_model(name)
@@ -432,10 +465,9 @@ class Config(_Section):
                     raise ConfigError(f"methods.{method}: {error}") from error
             if set(resolved.methods) != set(self.methods):
                 raise ConfigError(f"models.{name}.override.methods: may change settings, not add methods")
-        if self.data.source == "voc" and not self.data.download and not Path(self.data_root).is_dir():
-            raise ConfigError(
-                f"data.root: there is no folder {self.data_root!r}; give data.download to have it fetched"
-            )
+        if self.data.source != "shapes" and not self.data.download and not Path(self.data_root).is_dir():
+            hint = "; give data.download to have it fetched" if self.data.source == "voc" else ""
+            raise ConfigError(f"data.root: there is no folder {self.data_root!r}{hint}")
         return self
 
 
@@ -452,6 +484,8 @@ def _fetch(config: Config, **_: Any) -> dict[str, Any]:
 
 
 def _index(config: Config, **_: Any) -> dict[str, Any]:
+    if config.data.source == "imagenet":
+        return {"seed": config.seed} | config.data.model_dump(include={"imagenet", "held_out"})
     return {"seed": config.seed} | config.data.model_dump(include={"splits", "classes", "held_out", "difficult"})
 
 

@@ -173,7 +173,7 @@ class Maps:
             file = pq.ParquetFile(path)
             facts = json.loads(file.schema_arrow.metadata[b"ibsgl"])
             names = [name for name in facts["labels"] if methods is None or name in methods]
-            if not file.read(list(_IDENTITY)).to_pandas().equals(pairs[list(_IDENTITY)].reset_index(drop=True)):
+            if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:
                 raise ValueError(f"{path}: the maps are not those of this index; delete the file and run again")
             self.labels |= {name: facts["labels"][name] for name in names}
             self.settings |= dict.fromkeys(names, facts["settings"])
@@ -217,7 +217,8 @@ def score_maps(
             logits = network(images.contiguous(memory_format=torch.channels_last))
         return network.probabilities(logits.float()).gather(1, targets[:, None]).squeeze(1)
 
-    frames = []
+    # More shards than images: an empty one is as good as any other.
+    frames = [pd.DataFrame(columns=["method", "image_id", "class_name", "target"])] * maps.pairs.empty
     with evaluating(network), torch.inference_mode():
         batches = _batches(data, maps.pairs, batch_size, device, "scores")
         for (rows, images, targets), of_methods in zip(batches, maps.batches(batch_size), strict=True):
@@ -330,7 +331,7 @@ def deletion_curves(
     """Figure 4: one row per (pair, repeat, fraction) with the target's ``probability``; ``maps`` are of one method."""
     fractions = np.linspace(0, 1, settings.points)
     fill = network.mean.to(device) if settings.fill == "mean" else torch.zeros(3, 1, 1, device=device)
-    frames = []
+    frames = [pd.DataFrame(columns=["image_id", "class_name", "repeat", "fraction", "probability"])] * maps.pairs.empty
     with evaluating(network), torch.inference_mode(), autocast(device):
         batches = _batches(data, maps.pairs, batch_size, device, "deletion")
         for (rows, images, targets), of_methods in zip(batches, maps.batches(batch_size), strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,8 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+
+from ibsgl.weights import load_state, read_state
 
 T = TypeVar("T")
 
@@ -294,24 +297,55 @@ TORCHVISION_NETWORKS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
 )
+TORCHRAY_NETWORKS = ("resnet50", "vgg16")
 
 
-def _split_torchvision(arch: str, num_classes: int, weights: str | None) -> SplitNetwork:
+def is_torchvision_weights(weights: object) -> bool:
+    """Whether ``weights`` names weights that torchvision brings, and not a file: ``imagenet`` or ``IMAGENET1K_…``."""
+    return weights == "imagenet" or str(weights).startswith("IMAGENET1K_")
+
+
+def _weights_enum(arch: str, weights: str):
+    from torchvision import models
+
+    known = models.get_model_weights(arch)
+    if weights == "imagenet":
+        return known.DEFAULT
+    if weights not in known.__members__:
+        raise ValueError(
+            f"weights: torchvision has {', '.join(entry.name for entry in known)} for {arch}, not {weights}"
+        )
+    return known[weights]
+
+
+def _torchvision_model(arch: str, num_classes: int, weights: str | None) -> nn.Module:
+    """torchvision's network with as many classes as its weights have, or ``num_classes`` without weights."""
     # Imported here: torchvision pulls in the compiler stack, seconds that the small networks' jobs need not pay.
     from torchvision import models
 
-    pretrained = models.get_model_weights(arch).DEFAULT if weights == "imagenet" else None
-    model = models.get_model(arch, weights=pretrained, **({} if pretrained else {"num_classes": num_classes}))
-    last = model.fc if arch.startswith("resnet") else model.classifier[-1]
-    if last.out_features != num_classes:
-        last = nn.Linear(last.in_features, num_classes)
+    if weights is None:
+        return models.get_model(arch, weights=None, num_classes=num_classes)
+    pretrained = _weights_enum(arch, weights)
+    try:
+        return models.get_model(arch, weights=pretrained)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{arch}: torchvision's ImageNet weights could not be fetched or read ({reason}); put the file "
+            f"{pretrained.url} as {pretrained.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints by hand"
+        ) from error
+
+
+def split_torchvision(
+    arch: str, model: nn.Module, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> SplitNetwork:
+    """torchvision's ResNet or VGG ``model``, which is ``arch``, split at its last convolutional feature map."""
     if arch.startswith("resnet"):
         stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         stem = nn.Sequential(OrderedDict((name, getattr(model, name)) for name in stages))
-        head = nn.Sequential(OrderedDict(avgpool=model.avgpool, flatten=nn.Flatten(), fc=last))
+        head = nn.Sequential(OrderedDict(avgpool=model.avgpool, flatten=nn.Flatten(), fc=model.fc))
         name = "layer4"
     else:
-        model.classifier[-1] = last
         stem = model.features[:-1]
         head = nn.Sequential(
             OrderedDict(
@@ -323,7 +357,32 @@ def _split_torchvision(arch: str, num_classes: int, weights: str | None) -> Spli
         for module in stem:
             convolutions = 0 if isinstance(module, nn.MaxPool2d) else convolutions + isinstance(module, nn.Conv2d)
         name = f"conv{blocks}_{convolutions}"
-    return SplitNetwork(stem, head, name, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return SplitNetwork(stem, head, name, mean=mean, std=std)
+
+
+def _torchvision_key(arch: str, key: str) -> str:
+    """What torchvision calls the parameter ``key`` of :func:`split_torchvision`'s network."""
+    features = "" if arch.startswith("resnet") else "features."
+    if key.startswith("stem.backbone."):
+        return features + key.removeprefix("stem.backbone.")
+    return key.removeprefix("head.")
+
+
+def _split_torchvision(arch: str, num_classes: int, weights: str | None, new_classes: bool) -> SplitNetwork:
+    model = _torchvision_model(arch, num_classes, weights)
+    last = model.fc if arch.startswith("resnet") else model.classifier[-1]
+    if last.out_features != num_classes:
+        if not new_classes:
+            raise ValueError(
+                f"weights: {weights} has {last.out_features} classes and the data {num_classes}: the last layer would be "
+                "new and never trained; set classifier.epochs to 1 or more"
+            )
+        new = nn.Linear(last.in_features, num_classes)
+        if arch.startswith("resnet"):
+            model.fc = new
+        else:
+            model.classifier[-1] = new
+    return split_torchvision(arch, model)
 
 
 def load_factory(arch: str) -> Callable[..., SplitNetwork]:
@@ -353,47 +412,93 @@ def check_arch(arch: str) -> None:
         raise ValueError(f"arch {arch!r} is unknown; take one of {known}, or your own as package.module:function")
 
 
-def check_options(arch: str, weights: str | None, options: dict[str, object]) -> None:
+def check_options(arch: str, weights: object, options: dict[str, object], source: str = "torchvision") -> None:
     """Raise ``ValueError`` or ``TypeError`` where ``build_network`` would refuse these arguments; costs no memory.
 
     A factory is only asked for its parameters, since building its network may download or read weights.
     """
+    named = is_torchvision_weights(weights)
+    if source == "torchray":
+        if arch not in TORCHRAY_NETWORKS:
+            raise ValueError(f"source: TorchRay has {' and '.join(TORCHRAY_NETWORKS)}, not {arch}")
+        if named:
+            raise ValueError(f"weights: {weights!r} means torchvision's; give the file of TorchRay's network")
     if ":" in arch:
-        if weights == "imagenet":
-            raise ValueError(f"weights: 'imagenet' means torchvision's; {arch} brings its own, say through options")
+        if named:
+            raise ValueError(f"weights: {weights!r} means torchvision's; {arch} brings its own, say through options")
         inspect.signature(load_factory(arch)).bind(2, **options)
     elif arch in SMALL_NETWORKS:
-        if weights == "imagenet":
+        if named:
             raise ValueError(f"weights: {arch} has no ImageNet weights")
         inspect.signature(SMALL_NETWORKS[arch]).bind(2, **options)
     elif options:
         raise ValueError(f"options: {arch} takes none, not {', '.join(options)}")
+    elif named and weights != "imagenet":
+        _weights_enum(arch, weights)
 
 
 def build_network(
-    arch: str, num_classes: int, weights: str | Path | None = None, *, multilabel: bool = False, **kw: object
+    arch: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    *,
+    multilabel: bool = False,
+    source: str = "torchvision",
+    new_classes: bool = True,
+    **kw: object,
 ) -> SplitNetwork:
     """A :class:`SplitNetwork` with ``num_classes`` logits.
 
     Args:
         arch: ``resnet_small``, ``vgg_small``, a torchvision ResNet or VGG by its name, or ``package.module:factory``.
         num_classes: number of logits K.
-        weights: ``None`` (random, from torch's global generator), ``"imagenet"`` (torchvision's, last layer replaced where K
-            differs), or the path of a state dict of this very network.
+        weights: ``None`` (random, from torch's global generator), ``"imagenet"`` (torchvision's newest), ``"IMAGENET1K_V1"``
+            and its like (the ones of that name), or the path of a state dict: of this very network, or, for a torchvision
+            name, of torchvision's network or (``source``) TorchRay's.
         multilabel: sets :attr:`SplitNetwork.multilabel`.
+        source: ``"torchvision"``, or ``"torchray"`` for the variant of ``resnet50`` and ``vgg16`` in :mod:`ibsgl.torchray`.
+        new_classes: whether weights of another number of classes are taken without their last layer, which then is new.
         kw: further arguments of a small network or of the factory, which is called as ``factory(num_classes, **kw)``.
+
+    Raises:
+        ValueError: an argument or ``weights`` does not fit; one line.
     """
     check_arch(arch)
-    check_options(arch, "imagenet" if weights == "imagenet" else None, kw)
+    named = is_torchvision_weights(weights)
+    check_options(arch, weights if named else None, kw, source)
     if ":" in arch:
         network = load_factory(arch)(num_classes, **kw)
         if not isinstance(network, SplitNetwork):
             raise TypeError(f"{arch} returned {type(network).__name__}; it must return an ibsgl.network.SplitNetwork")
     elif arch in SMALL_NETWORKS:
         network = SMALL_NETWORKS[arch](num_classes, **kw)
+    elif source == "torchray":
+        from ibsgl.torchray import build
+
+        network = build(arch, num_classes)
     else:
-        network = _split_torchvision(arch, num_classes, "imagenet" if weights == "imagenet" else None)
-    if weights is not None and weights != "imagenet":
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        network = _split_torchvision(arch, num_classes, weights if named else None, new_classes)
+    if weights is not None and not named:
+        _load_file(network, arch, Path(weights), source, new_classes)
     network.multilabel = multilabel
     return network.to(memory_format=torch.channels_last)
+
+
+def _load_file(network: SplitNetwork, arch: str, path: Path, source: str, new_classes: bool) -> None:
+    state = read_state(path)
+    names = {key: key for key in network.state_dict()}
+    split = any(key.startswith(("stem.", "head.")) for key in state)
+    if arch in TORCHVISION_NETWORKS and not split:
+        names = {key: _torchvision_key(arch, key) for key in names}
+        if source == "torchray":
+            from ibsgl.torchray import torchvision_state
+
+            state = torchvision_state(arch, state)
+    load_state(
+        network,
+        state,
+        path,
+        names=names,
+        what=f"TorchRay's {arch}" if source == "torchray" else arch,
+        new_classes=new_classes,
+    )

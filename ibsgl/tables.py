@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from ibsgl.metrics import METRICS, Metric
-from ibsgl.metrics.classification import mean_average_precision
+from ibsgl.metrics.classification import accuracy, average_precision, average_precision_11, mean_average_precision
 from ibsgl.randomness import derive_seed
 from ibsgl.statistics import bootstrap_interval, paired_interval
 
@@ -406,6 +406,40 @@ def guidance_table(
     if multilabel:
         cells += _map_rows(predictions, seed=seed, resamples=min(resamples, 1000))
     return pd.DataFrame(cells)
+
+
+def classification_table(
+    predictions: pd.DataFrame, class_names: Sequence[str], difficult: np.ndarray, *, multilabel: bool
+) -> pd.DataFrame:
+    """How well every network tells each class.
+
+    Args:
+        predictions: test images; ``network`` and one ``logit_<k>``/``label_<k>`` per class, every network's images in the
+            same order.
+        class_names: K.
+        difficult: (N,K) bool, the images that VOC's definition leaves out for a class.
+
+    Returns:
+        ``network``, ``class``, ``images`` (that show the class), and ``ap`` and ``ap11`` (:mod:`ibsgl.metrics.classification`)
+        on a multi-label set, otherwise ``accuracy``; in percent, NaN for a class that no image shows.
+    """
+    rows, ignored = [], torch.from_numpy(difficult)
+    for network, frame in predictions.groupby("network", sort=False):
+        logits, labels = (
+            torch.from_numpy(frame[[f"{kind}_{k}" for k in range(len(class_names))]].to_numpy())
+            for kind in ("logit", "label")
+        )
+        right = None if multilabel else accuracy(logits, labels).double()
+        for k, name in enumerate(class_names):
+            score, label, left_out = logits[:, k], labels[:, k], ignored[:, k]
+            row = {"network": network, "class": name, "images": int(label.sum())}
+            if multilabel:
+                row["ap"] = 100 * average_precision(score, label).item()
+                row["ap11"] = 100 * average_precision_11(score, label, left_out).item()
+            else:
+                row["accuracy"] = 100 * right[label.bool()].mean().item()
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _map_rows(predictions: pd.DataFrame, *, seed: int, resamples: int) -> list[dict]:

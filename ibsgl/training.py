@@ -125,6 +125,8 @@ def run_epochs(
     Raises:
         TrainingError: the loss is no longer a number.
     """
+    if not training.epochs:
+        return []
     per_epoch = math.ceil(len(ids) / training.batch_size)
     optimizer, scheduler = _optimizer(network, training, per_epoch * training.epochs)
     history: list[dict[str, float]] = []
@@ -191,7 +193,7 @@ def train_classifier(
     checkpoint: Path,
     digest: str,
 ) -> list[dict[str, float]]:
-    """Train ``network`` on the train split (Eq. 2); returns the history.
+    """Train ``network`` on the train split (Eq. 2), or with no epochs leave it as it is; returns the history.
 
     Raises:
         TrainingError: the loss is no longer a number, or the network says the same of every held-out image.
@@ -228,9 +230,9 @@ def train_classifier(
     logits = predict(network, data, "held_out", training.batch_size, device)
     same = len(logits) > 1 and torch.allclose(logits, logits[:1].expand_as(logits), atol=1e-5)
     if same or not logits.isfinite().all():
+        remedy = f"lower classifier.lr (now {training.lr:g})" if training.epochs else "check its weights"
         raise TrainingError(
-            f"{name}: the network collapsed, every held-out image has the same logits, or none that is a number; "
-            f"lower classifier.lr (now {training.lr:g})"
+            f"{name}: the network collapsed, every held-out image has the same logits, or none that is a number; {remedy}"
         )
     return history
 

@@ -249,3 +249,72 @@ def test_a_step_that_fails_leaves_no_file(script, tmp_path):
     )
     assert said == f"ibsgl: error: {maps}: the maps are not those of this index; delete the file and run again"
     assert not list(tmp_path.glob("scores/*"))
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A small data set and its index."""
+    root = tmp_path / "voc"
+    part = {"seed": 0, "shapes": {"trainval": 24, "test": 12, "size": 32}}
+    assert ibsgl("shapes", "--settings", json.dumps(part), "--out", root)[0] == 0
+    step = {"seed": 0, "splits": {}, "held_out": 0.3, "classes": None, "difficult": "keep"}
+    index = tmp_path / "i.parquet"
+    assert ibsgl("index", "--root", root, "--settings", json.dumps(step), "--out", index)[0] == 0
+    return ["--index", index, "--root", root]
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_network_as_it_is_and_its_classification(tmp_path, voc, multilabel):
+    import pandas as pd
+    import torch
+
+    from ibsgl.data.voc import Index
+    from ibsgl.network import build_network
+
+    names = Index.load(voc[1]).class_names
+    own = build_network("resnet_small", len(names), width=2).state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in own.items()}}, tmp_path / "own.pt")
+    spec = NETWORK | {"options": {"width": 2}, "multilabel": multilabel}
+    network = spec | {"weights": str(tmp_path / "own.pt")}
+    settings = json.dumps({"seed": 0, "network": network, "training": {"epochs": 0, "batch_size": 8}})
+    pretrained, records = tmp_path / "pretrained.pt", tmp_path / "records"
+    code, output = ibsgl(
+        *("classifier", "--model", "m", *voc, "--settings", settings, "--out", pretrained, "--records", records)
+    )
+    assert code == 0
+    saved = torch.load(pretrained, weights_only=True)
+    assert all(torch.equal(saved[key], value) for key, value in own.items())
+    (record,) = (json.loads(file.read_text()) for file in records.rglob("*.json"))
+    means = {"test_map", "test_map11"}
+    per_class = {f"test_{kind}/{name}" for kind in ("ap", "ap11") for name in names}
+    assert set(record["metrics"]) == (means | per_class if multilabel else {"test_accuracy"})
+    assert record["history"] == []
+    assert output.startswith(f"m: test {'map' if multilabel else 'accuracy'} 0.")
+
+    held_out = (Index.load(voc[1]).table["split"] == "held_out").sum()
+    torch.save({"held_out": torch.rand(held_out, 2, 2)}, tmp_path / "bottleneck.pt")
+    settings = json.dumps({"seed": 0, "network": network, "r": 0.35, "cross_entropy": "distribution", "resamples": 100})
+    code, _ = ibsgl(
+        *("effect", "--model", "m", *voc, "--weights", pretrained, "--bottleneck", tmp_path / "bottleneck.pt"),
+        *("--settings", settings, "--out", tmp_path / "l.parquet", "--predictions", tmp_path / "p.parquet"),
+        *("--table", tmp_path / "t.csv", "--classes", tmp_path / "c.csv"),
+    )
+    assert code == 0
+    table = pd.read_csv(tmp_path / "c.csv")
+    assert table.columns.tolist() == ["network", "class", "images", *(["ap", "ap11"] if multilabel else ["accuracy"])]
+    assert table["class"].tolist() == list(names)
+    assert set(table["network"]) == {"pretrained"}
+    assert table["images"].sum() == 12
+    if multilabel:
+        assert table["ap11"].mean() == pytest.approx(100 * record["metrics"]["test_map11"])
+        assert table["ap"].mean() == pytest.approx(100 * record["metrics"]["test_map"])
+    else:
+        correct = (table["accuracy"] * table["images"]).sum() / table["images"].sum()
+        assert correct == pytest.approx(100 * record["metrics"]["test_accuracy"])
+
+
+def test_torchrays_networks_ask_for_vocs_classes(script, tmp_path, voc):
+    network = {"arch": "resnet50", "source": "torchray", "weights": "gone.pt", "image_size": 32, "multilabel": True}
+    settings = json.dumps({"seed": 0, "network": network, "training": {"epochs": 0}})
+    said = script("classifier", "--model", "m", *voc, "--settings", settings, "--out", tmp_path / "w.pt")
+    assert said.startswith("ibsgl: error: source: torchray: its networks know VOC's 20 classes in alphabetical order")

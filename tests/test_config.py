@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ibsgl import config
+from ibsgl import attribution, config
 
 SHAPES = Path(__file__).parents[1] / "config" / "shapes.yaml"
 
 
 ARCHIVE = {"name": "set.tar", "md5": "0" * 32, "bytes": 1}
 DOWNLOAD = {"mirrors": ["https://example.org/"], "archives": [ARCHIVE], "images": {"trainval": 2, "test": 1}}
+IMAGENET = SHAPES.with_name("imagenet.yaml")
+# Some file that is there.
+TORCHRAY = {"arch": "resnet50", "source": "torchray", "weights": str(SHAPES)}
 
 
 def values(**changes):
@@ -77,6 +80,31 @@ def test_the_default_config_is_valid():
         ],
         ({"models__vgg__override": {"metrics": {}}}, "models.vgg.override.metrics: only"),
         ({"models__vgg__override": {"guidance": {"mu": -1}}}, "models.vgg.override.guidance.mu: Input should be"),
+        ({"classifier__epochs": -1}, "classifier.epochs: Input should be greater than or equal to 0 (it is -1)"),
+        ({"guidance__training__epochs": 0}, "guidance.training.epochs: Input should be greater than or equal to 1"),
+        ({"models__resnet__source": "caffe"}, "models.resnet.source: Input should be 'torchvision' or 'torchray'"),
+        ({"models__resnet": TORCHRAY | {"weights": "gone.pt"}}, "models.resnet.weights: there is no file 'gone.pt'"),
+        (
+            {"models__resnet": TORCHRAY | {"weights": None}},
+            "models.resnet.weights: give the file of TorchRay's network",
+        ),
+        ({"models__resnet": TORCHRAY}, "data.multilabel: TorchRay's networks are multi-label; set it to true"),
+        (
+            {"models__resnet": TORCHRAY | {"arch": "vgg11"}, "data__multilabel": True},
+            "models.resnet: source: TorchRay has resnet50 and vgg16, not vgg11",
+        ),
+        (
+            {"models__resnet": TORCHRAY | {"weights": "imagenet"}, "data__multilabel": True},
+            "models.resnet: weights: 'imagenet' means torchvision's; give the file of TorchRay's network",
+        ),
+        (
+            {"models__resnet": {"arch": "resnet18", "weights": "IMAGENET1K_V2"}},
+            "models.resnet: weights: torchvision has IMAGENET1K_V1 for resnet18, not IMAGENET1K_V2",
+        ),
+        ({"data__source": "imagenet"}, "data: root: give the folder that holds ImageNet's train and val"),
+        ({"data__source": "imagenet", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
+        ({"data__source": "imagenet", "data__root": ".", "data__multilabel": True}, "data: multilabel: ImageNet has"),
+        ({"data__source": "imagenet", "data__root": ".", "data__classes": ["a", "b"]}, "data: classes: ImageNet's are"),
         ({"name": "../up"}, "name: String should match pattern"),
     ],
 )
@@ -189,3 +217,34 @@ def test_what_a_network_cannot_be_built_with_is_said_before_any_job():
         with pytest.raises(config.ConfigError) as error:
             config.load(values(**changes))
         assert str(error.value).startswith(message)
+
+
+def test_imagenet_has_the_published_settings_of_every_method():
+    """By the papers' own figures; what they do not say has the defaults, which are tested against reference code."""
+    loaded = config.parse(yaml.safe_load(IMAGENET.read_text()))
+    assert set(loaded.methods) == set(values()["methods"])
+    methods = {
+        model: {name: attribution.get(name, **loaded.for_model(model).methods[name]) for name in loaded.methods}
+        for model in loaded.models
+    }
+    assert [loaded.models[m].arch for m in methods] == ["resnet50", "vgg16"]
+    assert [of["rise"].masks for of in methods.values()] == [8000, 4000]
+    for of in methods.values():
+        assert (of["rise"].cells, of["rise"].p) == (7, 0.5)
+        ep = of["extremal_perturbation"]
+        assert (tuple(ep.areas), ep.iterations, ep.lr, ep.weight, ep.growth) == ((0.1,), 800, 0.01, 300, 1.0035)
+        assert (ep.step, ep.sigma, ep.levels) == (7, 21, 8)
+        assert of["integrated_gradients"].steps == 50
+        assert of["score_cam"].weight == "increase"
+    ib, guidance = loaded.bottleneck, loaded.guidance
+    assert (ib.alpha, ib.gamma, ib.sigma, guidance.mu) == (1000, 5, 1, 2)
+    assert (loaded.suppression.r, loaded.suppression.beta) == (0.35, 1)
+    assert {model.image_size for model in loaded.models.values()} == {224}
+    assert loaded.classifier.epochs == 0
+    assert not loaded.data.multilabel
+
+
+def test_imagenet_is_read_with_its_own_settings_alone():
+    tree = values(data__source="imagenet", data__root="somewhere", data__imagenet={"test": 3})
+    expected = {"seed": 0, "held_out": 0.166667, "imagenet": {"train": 10, "test": 3}}
+    assert json.loads(config.parse(tree).settings("index")) == expected

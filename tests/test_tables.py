@@ -500,3 +500,26 @@ def test_guidance_on_a_multilabel_set_is_scored_by_map():
     assert rows.loc["guided", "low"] == pytest.approx(100)
     assert rows.loc["control", "low"] <= control <= rows.loc["control", "high"]
     assert "accuracy" not in set(table["metric"])
+
+
+def test_classification_of_every_class():
+    rows = {"pretrained": [(3, 0), (2, 3), (1, 2), (0, 0)], "guided": [(3, 0), (0, 3), (2, 2), (1, 0)]}
+    labels = [(1, 0), (0, 1), (1, 1), (1, 0)]
+    predictions = pd.DataFrame(
+        [(n, str(i), *rows[n][i], *labels[i]) for n in rows for i in range(4)],
+        columns=["network", "image_id", "logit_0", "logit_1", "label_0", "label_1"],
+    ).astype({"logit_0": float, "logit_1": float})
+    difficult = np.zeros((4, 2), dtype=bool)
+    table = tables.classification_table(predictions, ["cat", "dog"], difficult, multilabel=True)
+    assert table[["network", "class", "images"]].to_numpy().tolist() == [
+        *(["pretrained", "cat", 3], ["pretrained", "dog", 2], ["guided", "cat", 3], ["guided", "dog", 2])
+    ]
+    # Hit, miss, hit, hit: precision 1 at recalls 0 … 0.3, then 3/4, the best of what follows.
+    assert table["ap"].tolist() == pytest.approx([100 * (1 + 2 / 3 + 3 / 4) / 3, 100, 100, 100])
+    assert table["ap11"].tolist() == pytest.approx([100 * (4 + 7 * 3 / 4) / 11, 100, 100, 100])
+    difficult[1, 0] = True
+    table = tables.classification_table(predictions, ["cat", "dog"], difficult, multilabel=True)
+    assert table["ap11"].tolist() == pytest.approx([100] * 4)
+    single = predictions.assign(label_0=[1, 0, 0, 1] * 2, label_1=[0, 1, 1, 0] * 2)
+    table = tables.classification_table(single, ["cat", "dog"], difficult, multilabel=False)
+    assert table["accuracy"].tolist() == [100, 100, 100, 50]

@@ -5,7 +5,7 @@ import torch
 
 from ibsgl import training
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.config import Bottleneck, Divergence, Guidance, Suppression, Training
+from ibsgl.config import Bottleneck, Classifier, Divergence, Guidance, Suppression, Training
 from ibsgl.data.loading import VOCData
 from ibsgl.data.shapes import generate
 from ibsgl.data.voc import build_index
@@ -30,7 +30,7 @@ def network(multilabel=False):
 
 def classifier(data, path, epochs=3, net=None, **changes):
     net = net or network()
-    settings = Training(optimizer="adamw", schedule="one_cycle", epochs=epochs, batch_size=8, **changes)
+    settings = Classifier(epochs=epochs, batch_size=8, **changes)
     history = training.train_classifier(
         net, data, settings, name="net", seed=3, device=CPU, checkpoint=path, digest="d"
     )
@@ -67,6 +67,18 @@ def maps(data):
 
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing may catch it."""
+
+
+def test_no_epochs_leave_the_network_as_it_is(data, tmp_path):
+    before = network()
+    after, rows = classifier(data, tmp_path / "a", epochs=0)
+    assert equal(before, after)
+    assert rows == []
+    assert not (tmp_path / "a").exists()
+    for parameter in after.parameters():
+        parameter.data.zero_()
+    with pytest.raises(training.TrainingError, match=r"the network collapsed, .*; check its weights"):
+        classifier(data, tmp_path / "a", epochs=0, net=after)
 
 
 def test_the_same_seed_gives_the_same_network(data, tmp_path):

@@ -5,30 +5,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
-CLASSES = [
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
+CLASSES = yaml.safe_load((Path(__file__).parents[1] / "config" / "voc2007.yaml").read_text())["data"]["classes"]
 NAMES = {"trainval": "VOCtrainval_06-Nov-2007.tar", "test": "VOCtest_06-Nov-2007.tar"}
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ibsgl.data.voc import SPLITS, Index, image_path, mask_path
+from ibsgl.data.voc import SPLITS, Index, mask_path
 
 _THREADS = 4
 _VOID = 255
@@ -46,7 +46,7 @@ class VOCData:
 
     Args:
         index: what :func:`ibsgl.data.voc.build_index` found.
-        root: the folder in VOC layout, from where this process runs.
+        root: the data set's folder, from where this process runs.
         size: side S of the network's square input in pixels.
     """
 
@@ -56,6 +56,7 @@ class VOCData:
         self.index = index
         self.root = Path(root)
         self.size = size
+        self._files = dict(zip(index.table["image_id"], index.table["file"], strict=True))
 
     def pairs(self, split: str) -> pd.DataFrame:
         """The index's rows of ``split`` ("train", "held_out" or "test"), numbered from 0."""
@@ -74,8 +75,16 @@ class VOCData:
         labels[torch.from_numpy(pd.factorize(pairs["image_id"])[0]), torch.tensor(pairs["target"].to_numpy())] = 1
         return labels
 
+    def difficult(self, split: str) -> torch.Tensor:
+        """(N,K) bool: the image shows the class by objects marked difficult only; rows as in :meth:`ids`."""
+        images = self.pairs(split).drop_duplicates("image_id")
+        difficult = torch.zeros(len(images), len(self.index.class_names), dtype=torch.bool)
+        for row, targets in zip(difficult, images["difficult"], strict=True):
+            row[list(targets)] = True
+        return difficult
+
     def _pixels(self, image_id: str) -> np.ndarray:
-        image = _open(image_path(self.root, image_id)).convert("RGB")
+        image = _open(self.root / self._files[image_id]).convert("RGB")
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def images(self, ids: Sequence[str]) -> torch.Tensor:

@@ -38,6 +38,8 @@ _SCHEMA = pa.schema(
         "width": pa.int64(),
         "height": pa.int64(),
         "has_mask": pa.bool_(),
+        "file": pa.string(),
+        "difficult": pa.list_(pa.int64()),
     }
 )
 
@@ -63,8 +65,9 @@ class Index:
         root: the folder as it was given.
         table: one row per image and class present: ``split`` (train, held_out, test), ``image_id``, ``class_name``,
             ``target``, ``boxes`` (list of [x0, y0, x1, y1], 0-based and half-open), ``width`` and ``height`` of the
-            image's file, all in its pixels, ``has_mask``. Splits in this order, images in the order of their list,
-            classes by target.
+            image's file, all in its pixels, ``has_mask``, ``file`` (the image's path below the root), ``difficult`` (the
+            targets of which the image shows objects marked difficult only). Splits in this order, images in the order of
+            their list, classes by target.
     """
 
     class_names: tuple[str, ...]
@@ -87,8 +90,10 @@ class Index:
         if b"ibsgl" not in metadata:
             raise ValueError(f"{path} is not a data index; build it again")
         facts = json.loads(metadata[b"ibsgl"])
-        frame = table.drop_columns("boxes").to_pandas()
-        frame.insert(_SCHEMA.get_field_index("boxes"), "boxes", table["boxes"].to_pylist())
+        lists = ["boxes", "difficult"]
+        frame = table.drop_columns(lists).to_pandas()
+        for name in lists:
+            frame.insert(_SCHEMA.get_field_index(name), name, table[name].to_pylist())
         return cls(tuple(facts["class_names"]), facts["digest"], facts["root"], frame)
 
 
@@ -106,6 +111,11 @@ class _Findings:
             first = "\n".join(f"  {error}" for error in self.errors[:5])
             more = f"\n  … and {len(self.errors) - 5} more" if len(self.errors) > 5 else ""
             raise ValueError(f"{root}: {len(self.errors)} error(s) in the data set\n{first}{more}")
+
+
+def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+    """:attr:`Index.table` from each split's rows, which lack the split alone."""
+    return pd.DataFrame([{"split": split, **row} for split in SPLITS for row in rows[split]], columns=_SCHEMA.names)
 
 
 def _listed(root: Path, name: str) -> list[str]:
@@ -149,7 +159,7 @@ def _box(item: ElementTree.Element, width: int, height: int) -> tuple[list[int],
     return [x0, y0, x1, y1], from_zero
 
 
-def _stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
+def stated_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
     """Width and height as the annotation has them; ``None`` where it does not say (some tools write 0)."""
     try:
         size = int(annotation.findtext("size/width", "0")), int(annotation.findtext("size/height", "0"))
@@ -204,7 +214,7 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
         reason = "not an image that can be read" if isinstance(error, OSError) else str(error)
         findings.errors.append(f"JPEGImages/{picture.name}: {reason}")
         return None
-    stated = _stated_size(annotation)
+    stated = stated_size(annotation)
     if stated not in (None, (width, height)):
         if stated == (height, width):
             findings.errors.append(
@@ -214,13 +224,20 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
             return None
         findings.warnings["the annotation's size differs from the file's, which is taken"].append(name)
     objects = _objects(annotation, name, width, height, findings)
-    return {"width": width, "height": height, "has_mask": has_mask, "objects": objects, "sha256": sha256}
+    facts = {"width": width, "height": height, "has_mask": has_mask, "file": f"JPEGImages/{picture.name}"}
+    return facts | {"objects": objects, "sha256": sha256}
 
 
-def _held_out(ids: Sequence[str], fraction: float, seed: int) -> set[str]:
+def set_aside(ids: Sequence[str], held_out: float, seed: int) -> set[str]:
+    """The share ``held_out`` of the training images ``ids``; ``ValueError`` where that is no image, or all of them."""
     # By rank of a hash, so that neither the order of the list nor another image's fate decides on an image.
     ranked = sorted(ids, key=lambda image_id: (derive_seed(seed, "held_out", image_id), image_id))
-    return set(ranked[: round(fraction * len(ids))])
+    aside = set(ranked[: round(held_out * len(ids))])
+    if held_out > 0 and not aside:
+        raise ValueError(f"held_out: {held_out} of the {len(ids)} training images is not one image; raise it")
+    if len(aside) == len(ids):
+        raise ValueError(f"held_out: {held_out} of the {len(ids)} training images leaves none to train on")
+    return aside
 
 
 def _known_classes(
@@ -295,28 +312,26 @@ def build_index(
     for split, ids in listed.items():
         shown = {}
         for image_id in ids:
-            boxes = defaultdict(list)
+            boxes, plain, hard = defaultdict(list), set(), set()
             for class_name, is_difficult, box in records[image_id]["objects"]:
+                target = names.index(class_name)
+                (hard if is_difficult else plain).add(target)
                 if difficult == "keep" or not is_difficult:
-                    boxes[names.index(class_name)].append(box)
+                    boxes[target].append(box)
             if boxes:
                 shown[image_id] = boxes
+            records[image_id]["difficult"] = sorted(hard - plain)
         if not shown:
             raise ValueError(f"{root}: no image of the list {splits[split]!r} has an object")
         if len(shown) < len(ids):
             log.warning(
                 "%s: %d images of %s show no object and are left out", root, len(ids) - len(shown), splits[split]
             )
-        aside = _held_out(list(shown), held_out, seed) if split == "train" else set()
-        if split == "train" and held_out > 0 and not aside:
-            raise ValueError(f"held_out: {held_out} of the {len(shown)} training images is not one image; raise it")
-        if len(aside) == len(shown):
-            raise ValueError(f"held_out: {held_out} of the {len(shown)} training images leaves none to train on")
+        aside = set_aside(list(shown), held_out, seed) if split == "train" else set()
         for image_id, boxes in shown.items():
-            facts = {key: records[image_id][key] for key in ("width", "height", "has_mask")}
+            facts = {key: records[image_id][key] for key in ("width", "height", "has_mask", "file", "difficult")}
             rows["held_out" if image_id in aside else split].extend(
                 {"image_id": image_id, "class_name": names[k], "target": k, "boxes": boxes[k], **facts}
                 for k in sorted(boxes)
             )
-    table = pd.DataFrame([{"split": split, **row} for split in SPLITS for row in rows[split]], columns=_SCHEMA.names)
-    return Index(names, digest, root.as_posix(), table)
+    return Index(names, digest, root.as_posix(), as_table(rows))

@@ -44,6 +44,17 @@ def test_ids_labels_and_pairs(small_voc):
         data.ids("val")
 
 
+@pytest.mark.parametrize("difficult", ["keep", "drop"])
+def test_classes_shown_by_difficult_objects_only(make_voc, difficult):
+    box = (1, 1, 4, 4)
+    both = [("cat", box, 1), ("cat", box, 0), ("dog", box, 1), ("dog", box, 1)]
+    root = make_voc({"test": {"a": ((4, 4), both), "b": ((4, 4), [("dog", box)]), "c": ((4, 4), [("cat", box, 1)])}})
+    data = load(root, 8, difficult=difficult)
+    expected = {"a": [False, True], "b": [False, False], "c": [True, False]}
+    assert data.difficult("test").tolist() == [expected[name] for name in data.ids("test")]
+    assert data.ids("test") == (["a", "b", "c"] if difficult == "keep" else ["a", "b"])
+
+
 def test_regions_without_resizing_are_the_boxes_to_the_pixel(make_voc):
     root = make_voc({"test": {"a": ((5, 5), [("cat", (2, 1, 3, 2)), ("cat", (5, 5, 5, 5)), ("dog", (1, 1, 5, 5))])}})
     data = load(root, 5)
@@ -185,17 +196,17 @@ def test_no_images(small_voc):
 
 def test_unreadable_images_name_the_file(small_voc):
     data = load(small_voc, 8)
-    path = small_voc / "JPEGImages" / "d.jpg"
-    (small_voc / "JPEGImages" / "d.png").unlink()
-    with pytest.raises(ValueError, match=r"d\.jpg: the image cannot be read"):
+    path = small_voc / "JPEGImages" / "d.png"
+    path.unlink()
+    with pytest.raises(ValueError, match=r"d\.png: the image cannot be read"):
         data.images(["d"])
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
+    Image.fromarray(noise).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(ValueError, match=r"d\.jpg: the image cannot be read \(.*truncated.*\); replace the file"):
+    with pytest.raises(ValueError, match=r"d\.png: the image cannot be read \(.*truncated.*\); replace the file"):
         data.images(["d"])
-    with pytest.raises(ValueError, match=r"d\.jpg: the image cannot be read"):
-        list(data.batches(["a", "d"], 1))
+    with pytest.raises(ValueError, match=r"d\.png: the image cannot be read"):
+        list(data.batches(["d"], 1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
@@ -214,7 +225,7 @@ def test_batches_are_the_images_in_order(empty_voc, batch_size, write_image, wri
 
 
 def test_the_next_batch_is_read_ahead_and_only_that_one(small_voc, monkeypatch):
-    data = load(small_voc, 8)
+    data = load(small_voc, 8, splits={"train": "trainval", "test": "test"})
     read, done = [], threading.Event()
     plain = data.images
 

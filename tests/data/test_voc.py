@@ -21,7 +21,9 @@ def test_boxes_classes_and_order_by_hand(small_voc):
     Image.new("L", (8, 8)).save(small_voc / "SegmentationClass" / "d.png")
     index = build(small_voc)
     assert index.class_names == ("cat", "dog")
-    rows = [tuple(row) for row in index.table.itertuples(index=False)]
+    rows = [tuple(row) for row in index.table.drop(columns=["file", "difficult"]).itertuples(index=False)]
+    assert index.table.file.tolist() == [f"JPEGImages/{name}.png" for name in "baacdd"]
+    assert index.table.difficult.tolist() == [[], [], [], [0], [1], [1]]
     assert rows == [
         ("train", "b", "dog", 1, [[0, 0, 20, 10]], 20, 10, False),
         ("train", "a", "cat", 0, [[0, 0, 1, 1]], 8, 6, False),

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from ibsgl import attribution
 from ibsgl import config as configuration
+from ibsgl.network import is_torchvision_weights
 from ibsgl.provenance import folder_digest, source_digest
 from ibsgl.tracking import Tracker
 
@@ -92,6 +93,12 @@ def data_files(wildcards):
     return folder_digest(ROOT)
 
 
+def weights_file(wildcards):
+    """The file that a network starts from, if the config names one."""
+    weights = CONFIG.models[wildcards.model].weights
+    return [] if weights is None or is_torchvision_weights(weights) else weights
+
+
 def gpus(wildcards=None):
     """1 for a job that computes on a GPU, 0 for one on the CPU."""
     if CONFIG.device == "auto":
@@ -159,7 +166,13 @@ def network_code(wildcards):
 
 
 # The modules that a stage's results depend on, besides the module of a method: an edit re-runs the stage.
-DATA_CODE = ("ibsgl.data.loading", "ibsgl.network", "ibsgl.randomness")
+DATA_CODE = (
+    "ibsgl.data.loading",
+    "ibsgl.network",
+    "ibsgl.weights",
+    "ibsgl.torchray",
+    "ibsgl.randomness",
+)
 TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
 STATISTICS_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.bottleneck")
 BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")

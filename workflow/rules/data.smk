@@ -44,7 +44,7 @@ if CONFIG.data.download:
 
 
 rule index:
-    """Read the VOC-layout folder once: check it, list its (image, class) pairs, take its digest."""
+    """Read the data set's folder once: check it, list its (image, class) pairs, take its digest."""
     input:
         STAMP if CONFIG.data.download else ROOT,
     output:
@@ -58,7 +58,8 @@ rule index:
     params:
         root=data_root,
         settings=settings("index"),
-        files=[] if CONFIG.data.source == "shapes" else data_files,
-        code=source_digest("ibsgl.data.voc", "ibsgl.randomness"),
+        # ImageNet's million files are not looked at.
+        files=data_files if CONFIG.data.source == "voc" else [],
+        code=source_digest("ibsgl.data.voc", "ibsgl.data.imagenet", "ibsgl.randomness"),
     shell:
         "ibsgl index --root {params.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

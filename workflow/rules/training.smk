@@ -1,9 +1,10 @@
 # The networks: the classifier, and from it the guided network and its control.
 rule classifier:
-    """Train the network to be explained (Eq. 2)."""
+    """Train the network to be explained (Eq. 2), or take it as it is."""
     input:
         index=INDEX,
         root=DATA,
+        start=weights_file,
     output:
         f"{RESULTS}/{{model}}/pretrained.pt",
     log:
@@ -127,6 +128,7 @@ rule effect:
         predictions=f"{RESULTS}/{{model}}/predictions.parquet",
         table=f"{RESULTS}/tables/guidance_{{model}}.csv",
         markdown=f"{RESULTS}/tables/guidance_{{model}}.md",
+        classes=f"{RESULTS}/tables/classification_{{model}}.csv",
     log:
         f"{RESULTS}/logs/{{model}}/effect.log",
     benchmark:
@@ -149,4 +151,4 @@ rule effect:
         "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --records {params.records:q}"
-        " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} 2> {log:q}"
+        " --out {output.losses:q} --predictions {output.predictions:q} --table {output.table:q} --classes {output.classes:q} 2> {log:q}"

@@ -1,0 +1,168 @@
+"""The reproduction: its settings are the published ones, and its graph goes from the archives to the four tables."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from voc_double import CLASSES, make_archives
+
+from ibsgl import attribution, config, tables
+
+ROOT = Path(__file__).parents[1]
+VOC2007 = ROOT / "config" / "voc2007.yaml"
+
+
+@pytest.fixture(scope="module")
+def voc2007():
+    return config.parse(yaml.safe_load(VOC2007.read_text(encoding="utf-8")))
+
+
+def settings(loaded, model, method):
+    return asdict(attribution.get(method, **loaded.for_model(model).method_settings(method)))
+
+
+def test_the_methods_have_their_papers_settings(voc2007):
+    for model, masks in (("resnet50", 8000), ("vgg16", 4000)):
+        # Petsiuk et al. 2018, Section 4.1: N = 4000 for VGG-16 and 8000 for ResNet-50, 7 cells, p = 0.5.
+        rise = settings(voc2007, model, "rise")
+        assert (rise["masks"], rise["cells"], rise["p"]) == (masks, 7, 0.5)
+        # Fong et al. 2019, Section 3.3 and the authors' code: 800 iterations of SGD at 0.01, λ from 300, by 1.0035 a step,
+        # a mask of step 7 and sigma 21, eight degrees of blur up to 20 pixels, 10 % of the image.
+        assert settings(voc2007, model, "extremal_perturbation") == {
+            "areas": (0.1,),
+            "iterations": 800,
+            "lr": 0.01,
+            "weight": 300.0,
+            "growth": 1.0035,
+            "step": 7,
+            "sigma": 21.0,
+            "levels": 8,
+            "blur": 20.0,
+            "smooth": 0.0,
+            "chunk": 64,
+        }
+        # Wang et al. 2020, Eq. 8: the increase over a baseline, here black.
+        score_cam = settings(voc2007, model, "score_cam")
+        assert (score_cam["weight"], score_cam["fill"]) == ("increase", "black")
+        assert settings(voc2007, model, "integrated_gradients")["steps"] == 50
+        for method in ("gradcam", "gradcam_pp", "fullgrad"):
+            assert settings(voc2007, model, method) == {}
+    assert len(voc2007.methods) == 7
+
+
+def test_the_paper_gives_these(voc2007):
+    assert (voc2007.suppression.r, voc2007.suppression.beta, voc2007.suppression.when) == (0.35, 1, "always")
+    assert voc2007.guidance.mu == 2
+    assert (voc2007.bottleneck.alpha, voc2007.bottleneck.gamma, voc2007.bottleneck.sigma) == (1000, 5, 1)
+    assert {model.arch: model.image_size for model in voc2007.models.values()} == {"resnet50": 224, "vgg16": 224}
+    assert list(voc2007.models) == ["resnet50", "vgg16"]
+    assert voc2007.metrics.miou.top == 0.2
+    assert voc2007.metrics.kept.top == 0.15
+    assert voc2007.data.multilabel
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_its_tables_are_comparable_with_the_published_ones(voc2007, number):
+    reference = tables.read_published_settings(ROOT / "results" / "published", number)
+    model = list(voc2007.models)[(number - 1) % 2]
+    ours = voc2007.for_model(model).comparable_settings(model) | {"data": reference["data"]}
+    assert tables.deviations(ours, reference) == []
+    # And a small setting would have been named.
+    assert tables.deviations(ours | {"rise": ours["rise"] | {"masks": 7}}, reference) != []
+
+
+def test_the_archives_are_those_that_torchvision_knows(voc2007):
+    # Its text: to import it takes seconds.
+    record = Path(find_spec("torchvision").origin).with_name("datasets") / "voc.py"
+    checksums = dict(re.findall(r'"filename": "(.*)",\n\s+"md5": "(.*)"', record.read_text(encoding="utf-8")))
+    archives = voc2007.data.download.archives
+    assert [archive.name for archive in archives] == ["VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"]
+    for archive in archives:
+        assert checksums[archive.name] == archive.md5
+    # http://host.robots.ox.ac.uk/pascal/VOC/history.html: 9963 images in train, validation and test.
+    assert sum(voc2007.data.download.images.values()) == 9963
+    assert voc2007.test_images == 4952
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A stand-in's archives behind a server: (address, entries of the config)."""
+    folder = tmp_path / "served"
+    entries = make_archives(folder, {"trainval": 60, "test": 24})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", entries
+    server.shutdown()
+
+
+# Sizes and nothing else: of the images, the networks, the trainings and the methods.
+SIZES = {
+    "device": "cpu",
+    "batch_size": 8,
+    "shard_size": 14,
+    "models": {
+        name: {"arch": arch, "weights": None, "image_size": 32, "options": {"width": 2}, "override": {}}
+        for name, arch in (("resnet50", "resnet_small"), ("vgg16", "vgg_small"))
+    },
+    "classifier": {"epochs": 1},
+    "bottleneck": {"steps": 2, "samples": 2},
+    "guidance": {"steps": 1, "training": {"epochs": 1}},
+    "methods": {
+        "extremal_perturbation": {"iterations": 2},
+        "rise": {"masks": 8},
+        "integrated_gradients": {"steps": 2},
+    },
+    "deletion": {"points": 2, "repeats": 1},
+    "figures": {"examples": 1},
+    "tables": {"resamples": 100},
+}
+
+
+def test_a_stand_in_goes_from_the_archives_to_the_four_tables(served, tmp_path):
+    address, entries = served
+    folder = tmp_path / "clone"
+    (folder / "results").mkdir(parents=True)
+    for name in ("Snakefile", "workflow", "config", "profiles", "environment.yml", "results/published"):
+        (folder / name).symlink_to(ROOT / name)
+    download = {"mirrors": [address], "archives": entries, "images": {"trainval": 60, "test": 24}}
+    (folder / "sizes.yaml").write_text(yaml.safe_dump(SIZES | {"data": {"download": download}}))
+    run = subprocess.run(
+        [Path(sys.executable).with_name("snakemake"), "--configfile", VOC2007, folder / "sizes.yaml"],
+        cwd=folder,
+        env=os.environ | {"NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = folder / "results" / "voc2007"
+    scores = pd.read_parquet(results / "resnet50" / "scores" / "pretrained.parquet")
+    pairs = pd.read_parquet(results / "index.parquet").query("split == 'test'")
+    assert pairs["image_id"].nunique() == 24
+    assert len(pairs) > 24
+    assert (scores.groupby("method").size() == len(pairs)).all()
+    assert set(scores["class_name"]) <= set(CLASSES)
+    for number in (1, 2, 3, 4):
+        table = pd.read_csv(results / "tables" / f"table{number}.csv")
+        assert not (table["value"] == tables.NOT_RUN).any()
+        caption = (results / "tables" / f"table{number}.md").read_text()
+        assert "not comparable" in caption
+    for number in (2, 3, 4):
+        assert (results / "figures" / f"figure{number}.png").stat().st_size > 0
+    classes = pd.read_csv(results / "tables" / "classification_resnet50.csv")
+    assert set(CLASSES) <= set(classes["class"])
