@@ -25,6 +25,9 @@ class Attribution(Protocol):
 
     ``label`` is the method's name in tables. ``requires`` names what it needs beyond images and targets, passed as keyword
     arguments: ``region`` ((B,H,W) bool, the target's boxes) or ``statistics`` (:class:`ibsgl.bottleneck.FeatureStatistics`).
+
+    A method may also have ``cost(channels) -> ibsgl.passes.Cost``, its passes through a network whose feature map has so
+    many channels; ``ibsgl plan`` calls the cost of one that does not unknown.
     """
 
     label: ClassVar[str]

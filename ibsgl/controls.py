@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ibsgl.network import SplitNetwork, check_batch
+from ibsgl.passes import Cost
 from ibsgl.randomness import Generators, draw
 
 
@@ -22,6 +23,10 @@ class Center:
     def __post_init__(self):
         if self.sigma <= 0:
             raise ValueError(f"center: sigma must be positive, not {self.sigma}")
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -41,6 +46,10 @@ class Random:
 
     label: ClassVar[str] = "Random"
     requires: ClassVar[frozenset[str]] = frozenset()
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -62,6 +71,10 @@ class Oracle:
 
     label: ClassVar[str] = "Oracle (the box)"
     requires: ClassVar[frozenset[str]] = frozenset({"region"})
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self,
