@@ -123,6 +123,22 @@ def _listed(root: Path, name: str) -> list[str]:
     return ids
 
 
+def shown_classes(root: Path, name: str, difficult: Literal["keep", "drop"] = "keep") -> dict[str, set[str]]:
+    """Class names by image id for every image of the list ``name`` that shows any, from the annotations alone.
+
+    Quick and trusting where :func:`build_index` checks every file.
+    """
+    shown = {}
+    for image_id in _listed(Path(root), name):
+        annotation = ElementTree.parse(Path(root) / "Annotations" / f"{image_id}.xml")
+        shown[image_id] = {
+            (item.findtext("name") or "").strip()
+            for item in annotation.iterfind("object")
+            if difficult == "keep" or (item.findtext("difficult") or "0").strip() != "1"
+        }
+    return {image_id: classes for image_id, classes in shown.items() if classes}
+
+
 def _box(item: ElementTree.Element, width: int, height: int) -> tuple[list[int], bool]:
     """[x0, y0, x1, y1], and whether a coordinate of 0 was clamped; ``ValueError`` says what is wrong with the box."""
     bounds = item.find("bndbox")
