@@ -30,8 +30,8 @@ from ibsgl.passes import Cost, Passes
 from ibsgl.training import guided_losses
 
 # (image, class) pairs of PASCAL VOC 2007's lists, by list and number of its images: the labels 1, and with difficult objects
-# also 0, of ImageSets/Main/<class>_<list>.txt, summed over the twenty classes. The former are the "images" of the statistics
-# that its organisers publish (host.robots.ox.ac.uk/pascal/VOC/voc2007/dbstats.html).
+# also 0, in its ImageSets/Main/<class>_<list>.txt, summed over the twenty classes. For trainval the former are the "img"
+# column of Table 1 of its development kit's documentation (host.robots.ox.ac.uk/pascal/VOC/voc2007/htmldoc).
 VOC2007_PAIRS = {
     ("trainval", 5011): {"keep": 7913, "drop": 7306},
     ("test", 4952): {"keep": 7632, "drop": 7013},
@@ -135,7 +135,7 @@ def data_facts(
 
     train, test = map(absent, lists)
     own = all((name, images[name]) in VOC2007_PAIRS for name in lists) and pairs_per_image is None
-    source = f"the data is absent; pairs {'of VOC 2007, as published' if own and data.multilabel else 'estimated'}"
+    source = f"the data is absent; pairs {'as in the lists of VOC 2007' if own and data.multilabel else 'estimated'}"
     return _with_held_out(train, test, data.held_out, len(data.classes or ()) or CLASSES, source)
 
 

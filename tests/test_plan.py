@@ -387,7 +387,7 @@ def test_pairs_of_absent_data(elsewhere):
     assert published.splits["test"] == Split(4952, 7632)
     assert published.splits["train"].images + published.splits["held_out"].images == 5011
     assert published.splits["train"].pairs + published.splits["held_out"].pairs == 7913
-    assert "as published" in published.source
+    assert "lists of VOC 2007" in published.source
     assert plan.data_facts(voc("gone", difficult="drop"), lists).splits["test"].pairs == 7013
     assert plan.data_facts(voc("gone", multilabel=False), lists).splits["test"].pairs == 4952
     other = plan.data_facts(voc("gone"), lists | {"test": 1000})
