@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -76,6 +77,10 @@ class ExtremalPerturbation:
             refuse("levels", "at least 2")
         if self.smooth < 0:
             refuse("smooth", "at least 0")
+
+    def cost(self, channels: int) -> Cost:
+        """A pass and its gradient for every area in every iteration."""
+        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * (self.iterations * len(self.areas)))
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

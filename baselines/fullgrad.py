@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from ibsgl.network import Normalize, SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -46,7 +47,10 @@ class FullGrad:
 
     label: ClassVar[str] = "FullGrad"
     requires: ClassVar[frozenset[str]] = frozenset()
-    light: ClassVar[bool] = True
+
+    def cost(self, channels: int) -> Cost:
+        """One pass and its gradient, to the image."""
+        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1))
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ibsgl.network import SplitNetwork, features_and_gradient, upsample
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -25,7 +26,10 @@ class GradCAM:
 
     label: ClassVar[str] = "Grad-CAM"
     requires: ClassVar[frozenset[str]] = frozenset()
-    light: ClassVar[bool] = True
+
+    def cost(self, channels: int) -> Cost:
+        """One pass of the stem; the gradient goes through the head alone."""
+        return Cost(pair=Passes(stem=1, head=1, head_backward=1))
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

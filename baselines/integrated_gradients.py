@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -36,6 +37,10 @@ class IntegratedGradients:
             raise ValueError(f"integrated_gradients: steps must be at least 1, not {self.steps}")
         if self.chunk < 1:
             raise ValueError(f"integrated_gradients: chunk must be at least 1, not {self.chunk}")
+
+    def cost(self, channels: int) -> Cost:
+        """A pass and its gradient at every node."""
+        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * self.steps)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators, draw
 
 
@@ -53,6 +54,10 @@ class RISE:
             raise ValueError(f"rise: p must be above 0 and at most 1, not {self.p}")
         if self.fill not in ("black", "mean"):
             raise ValueError(f"rise: fill must be black or mean, not {self.fill!r}")
+
+    def cost(self, channels: int) -> Cost:
+        """A pass for every mask, shared by an image's classes."""
+        return Cost(image=Passes(stem=1, head=1) * self.masks, mixed=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups, upsample
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -48,6 +49,11 @@ class ScoreCAM:
             raise ValueError(f"score_cam: fill must be black or mean, not {self.fill!r}")
         if self.chunk < 1:
             raise ValueError(f"score_cam: chunk must be at least 1, not {self.chunk}")
+
+    def cost(self, channels: int) -> Cost:
+        """A pass for every channel that is not constant, shared by an image's classes, and one of X_b a batch."""
+        every = Passes(stem=1 + channels, head=channels)
+        return Cost(image=every, batch=Passes(stem=1, head=1), mixed=True, at_most=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -6,7 +6,7 @@ a third-party package adds one without touching this repository.
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from dataclasses import astuple, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import ClassVar, Protocol
@@ -18,6 +18,8 @@ from ibsgl.network import SplitNetwork
 from ibsgl.randomness import Generators
 
 GROUP = "ibsgl.attributions"
+# Of some network's feature map, where only the order of a method's cost is asked.
+CHANNELS = 64
 
 
 class Attribution(Protocol):
@@ -25,7 +27,10 @@ class Attribution(Protocol):
 
     ``label`` is the method's name in tables. ``requires`` names what it needs beyond images and targets, passed as keyword
     arguments: ``region`` ((B,H,W) bool, the target's boxes) or ``statistics`` (:class:`ibsgl.bottleneck.FeatureStatistics`).
-    A method may say ``light = True``: it needs a forward and a backward pass at most, and shares a job with its like.
+
+    A method may also have ``cost(channels) -> ibsgl.passes.Cost``, its passes through a network whose feature map has so
+    many channels; ``ibsgl plan`` calls the cost of one that does not unknown. Those that need one
+    forward and one backward pass at most share a job.
     """
 
     label: ClassVar[str]
@@ -69,8 +74,12 @@ def requirements(name: str) -> frozenset[str]:
 
 
 def is_light(name: str) -> bool:
-    """Does the method ``name`` need a forward and a backward pass an image at most?"""
-    return getattr(_entry_point(name).load(), "light", False)
+    """Does the method ``name``, as it comes, need one forward and one backward pass at most?"""
+    method = get(name)
+    if not hasattr(method, "cost"):
+        return False
+    cost = method.cost(CHANNELS)
+    return max(astuple(cost.pair + cost.image + cost.batch)) <= 1
 
 
 def get(name: str, **params: object) -> Attribution:

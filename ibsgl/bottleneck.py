@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators, draw
 
 REDUCTIONS = ("mean", "reference", "sum")
@@ -264,6 +265,10 @@ class Bottleneck:
             multilabel=network.multilabel,
             **asdict(self),
         )
+
+    def cost(self, channels: int) -> Cost:
+        """One pass of the stem, then one of the head and its gradient for every draw of every step."""
+        return Cost(pair=Passes(stem=1) + Passes(head=1, head_backward=1) * (self.steps * self.samples))
 
     def __call__(
         self,

@@ -842,6 +842,38 @@ def track(
 
 
 @app.command()
+def plan(
+    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+    images: Annotated[
+        list[str], typer.Option("--images", help="<list>=<images>, for data that is not there. Repeatable.")
+    ] = [],  # noqa: B006
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Time some passes here, with random weights.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the numbers there too.")] = None,
+) -> None:
+    """What a run will cost, before anything runs: pairs, passes, FLOPs, disk, and the time on this machine."""
+    import yaml
+    from rich.console import Console
+
+    from ibsgl import plan as planning
+
+    counts = {}
+    for item in images:
+        name, _, number = item.partition("=")
+        if not number.isdigit():
+            raise typer.BadParameter(f"{item!r} is not <list>=<images>, like test=4952", param_hint="--images")
+        counts[name] = int(number)
+    loaded = configuration.load(yaml.safe_load(configfile.read_text()), data=False)
+    made = planning.plan(loaded, counts, calibrate)
+    if out is not None:
+        with _written(out) as temporary:
+            temporary.write_text(json.dumps(made.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    # Where nobody looks, a table is as wide as it needs to be.
+    planning.show(made, Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200))
+
+
+@app.command()
 def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
     configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),

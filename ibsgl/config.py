@@ -435,8 +435,11 @@ class Config(_Section):
             *(("pretrained", method) for method in CONTROL_METHODS),
         ]
 
-    def check(self) -> Config:
-        """Everything that a schema cannot see: networks, methods and their settings. Raises :class:`ConfigError`."""
+    def check(self, data: bool = True) -> Config:
+        """Everything that a schema cannot see: networks, methods, their settings, with ``data`` its folder too.
+
+        Raises :class:`ConfigError`.
+        """
         from ibsgl import attribution
         from ibsgl.network import check_arch, check_options, is_torchvision_weights
 
@@ -465,7 +468,7 @@ class Config(_Section):
                     raise ConfigError(f"methods.{method}: {error}") from error
             if set(resolved.methods) != set(self.methods):
                 raise ConfigError(f"models.{name}.override.methods: may change settings, not add methods")
-        if self.data.source != "shapes" and not self.data.download and not Path(self.data_root).is_dir():
+        if data and self.data.source != "shapes" and not self.data.download and not Path(self.data_root).is_dir():
             hint = "; give data.download to have it fetched" if self.data.source == "voc" else ""
             raise ConfigError(f"data.root: there is no folder {self.data_root!r}{hint}")
         return self
@@ -614,6 +617,9 @@ def parse(values: Mapping[str, Any], where: str = "") -> Config:
         raise ConfigError(f"{key}: {reason}{more}") from None
 
 
-def load(values: Mapping[str, Any]) -> Config:
-    """Validate ``values`` (a parsed YAML file, or Snakemake's ``config``); :class:`ConfigError` names the first bad key."""
-    return parse(values).check()
+def load(values: Mapping[str, Any], data: bool = True) -> Config:
+    """Validate ``values`` (a parsed YAML file, or Snakemake's ``config``); :class:`ConfigError` names the first bad key.
+
+    Without ``data`` its folder may be missing.
+    """
+    return parse(values).check(data)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ibsgl.network import SplitNetwork, check_batch
+from ibsgl.passes import Cost
 from ibsgl.randomness import Generators, draw
 
 
@@ -17,12 +18,15 @@ class Center:
 
     label: ClassVar[str] = "Centre Gaussian"
     requires: ClassVar[frozenset[str]] = frozenset()
-    light: ClassVar[bool] = True
     sigma: float = 0.25
 
     def __post_init__(self):
         if self.sigma <= 0:
             raise ValueError(f"center: sigma must be positive, not {self.sigma}")
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -42,7 +46,10 @@ class Random:
 
     label: ClassVar[str] = "Random"
     requires: ClassVar[frozenset[str]] = frozenset()
-    light: ClassVar[bool] = True
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -64,7 +71,10 @@ class Oracle:
 
     label: ClassVar[str] = "Oracle (the box)"
     requires: ClassVar[frozenset[str]] = frozenset({"region"})
-    light: ClassVar[bool] = True
+
+    def cost(self, channels: int) -> Cost:
+        """No pass: the network is not asked."""
+        return Cost()
 
     def __call__(
         self,

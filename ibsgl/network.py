@@ -12,7 +12,7 @@ import inspect
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -114,7 +114,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device) -> AbstractContextManager:
     """bf16 autocast on CUDA, nothing elsewhere; for plain forward passes, not for gradients of gradients or sums over masks."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:

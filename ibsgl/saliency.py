@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ibsgl.network import SplitNetwork, feature_gradient, features_and_gradient, upsample
+from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
 
@@ -42,7 +43,10 @@ class Gradient:
 
     label: ClassVar[str] = "Eq. 3 (HiResCAM)"
     requires: ClassVar[frozenset[str]] = frozenset()
-    light: ClassVar[bool] = True
+
+    def cost(self, channels: int) -> Cost:
+        """One pass of the stem; the gradient goes through the head alone."""
+        return Cost(pair=Passes(stem=1, head=1, head_backward=1))
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -237,6 +237,55 @@ def train_classifier(
     return history
 
 
+def guided_losses(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    target: torch.Tensor,
+    l_ib: Callable[[torch.Tensor], torch.Tensor],
+    guidance: Guidance | None,
+    suppression: Suppression | None,
+) -> dict[str, torch.Tensor]:
+    """Eq. 11 of a batch, or of the control where ``guidance`` is None: losses (B,) by name, ``loss`` to be minimised.
+
+    Args:
+        images: (B,3,H,W).
+        labels: (B,K) float, 1 for every class present.
+        target: (B,) the class that each image stands for here.
+        l_ib: features (B,C,h,w) → L^ib (B,h,w); not called without guidance.
+    """
+    with autocast(images.device):
+        features = network.stem(images)
+    # The inner problem differentiates twice and compares distributions: float32 throughout.
+    features = features.float()
+    classification = classification_loss(network.head(features), labels, network.multilabel)
+    if guidance is None:
+        return {"loss": classification, "classification": classification}
+    reference = l_ib(features)
+    shared = {
+        "beta": suppression.beta,
+        "r": suppression.r,
+        "when": suppression.when,
+        "form": guidance.cross_entropy,
+        "labels": labels.bool() if network.multilabel else None,
+    }
+    if guidance.mode == "end_to_end":
+        added = localization_loss(network.head, features, target, reference, **shared)
+    else:
+        moved = guidance_target(
+            network.head,
+            features,
+            target,
+            reference,
+            step_size=guidance.step_size,
+            steps=guidance.steps,
+            relative=guidance.step == "relative",
+            **shared,
+        )
+        added = feature_divergence(features, moved, guidance.divergence.normalise, guidance.divergence.reduction)
+    return {"loss": classification + guidance.mu * added, "classification": classification, "guidance": added}
+
+
 def train_guided(
     network: SplitNetwork,
     data: VOCData,
@@ -290,37 +339,16 @@ def train_guided(
 
     def loss_of(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = indices.to(device)
-        with autocast(device):
-            features = network.stem(images)
-        # The inner problem differentiates twice and compares distributions: float32 throughout.
-        features = features.float()
-        classification = classification_loss(network.head(features), labels[rows], network.multilabel)
-        if guidance is None:
-            return {"loss": classification, "classification": classification}
         target = targets[rows]
-        reference = bottleneck_maps(indices, features, target)
-        shared = {
-            "beta": suppression.beta,
-            "r": suppression.r,
-            "when": suppression.when,
-            "form": guidance.cross_entropy,
-            "labels": labels[rows].bool() if network.multilabel else None,
-        }
-        if guidance.mode == "end_to_end":
-            added = localization_loss(network.head, features, target, reference, **shared)
-        else:
-            moved = guidance_target(
-                network.head,
-                features,
-                target,
-                reference,
-                step_size=guidance.step_size,
-                steps=guidance.steps,
-                relative=guidance.step == "relative",
-                **shared,
-            )
-            added = feature_divergence(features, moved, guidance.divergence.normalise, guidance.divergence.reduction)
-        return {"loss": classification + guidance.mu * added, "classification": classification, "guidance": added}
+        return guided_losses(
+            network,
+            images,
+            labels[rows],
+            target,
+            lambda features: bottleneck_maps(indices, features, target),
+            guidance,
+            suppression,
+        )
 
     key, before = _held_out_score(network, data, training.batch_size, device)
 

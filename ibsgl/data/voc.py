@@ -84,10 +84,10 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Read what :meth:`save` wrote; ``ValueError`` if ``path`` is some other Parquet file."""
+        """Read what :meth:`save` wrote; ``ValueError`` if ``path`` is some other Parquet file, or an older index."""
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
-        if b"ibsgl" not in metadata:
+        if b"ibsgl" not in metadata or table.column_names != _SCHEMA.names:
             raise ValueError(f"{path} is not a data index; build it again")
         facts = json.loads(metadata[b"ibsgl"])
         lists = ["boxes", "difficult"]
@@ -131,6 +131,22 @@ def _listed(root: Path, name: str) -> list[str]:
     if repeated:
         raise ValueError(f"{path}: {repeated[0]!r} is listed more than once ({len(repeated)} such images)")
     return ids
+
+
+def shown_classes(root: Path, name: str, difficult: Literal["keep", "drop"] = "keep") -> dict[str, set[str]]:
+    """Class names by image id for every image of the list ``name`` that shows any, from the annotations alone.
+
+    Quick and trusting where :func:`build_index` checks every file.
+    """
+    shown = {}
+    for image_id in _listed(Path(root), name):
+        annotation = ElementTree.parse(Path(root) / "Annotations" / f"{image_id}.xml")
+        shown[image_id] = {
+            (item.findtext("name") or "").strip()
+            for item in annotation.iterfind("object")
+            if difficult == "keep" or (item.findtext("difficult") or "0").strip() != "1"
+        }
+    return {image_id: classes for image_id, classes in shown.items() if classes}
 
 
 def _box(item: ElementTree.Element, width: int, height: int) -> tuple[list[int], bool]:
