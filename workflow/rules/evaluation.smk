@@ -17,6 +17,8 @@ rule maps:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(480),
         batch_size=CONFIG.batch_size,
     params:
         settings=settings("maps"),
@@ -50,6 +52,8 @@ rule scores:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(16000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         records=RECORDS,
@@ -83,6 +87,8 @@ rule deletion:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         settings=settings("deletion"),

@@ -15,6 +15,8 @@ rule classifier:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(16000),
+        runtime=doubling(240),
     params:
         records=RECORDS,
         settings=settings("classifier"),
@@ -41,6 +43,8 @@ rule statistics:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(8000),
+        runtime=doubling(60),
         batch_size=CONFIG.batch_size,
     params:
         settings=settings("statistics"),
@@ -68,6 +72,8 @@ rule bottleneck:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(240),
         batch_size=CONFIG.batch_size,
     params:
         settings=settings("bottleneck"),
@@ -98,6 +104,8 @@ rule guide:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(16000),
+        runtime=doubling(480),
     params:
         records=RECORDS,
         settings=settings("guide"),
@@ -132,6 +140,8 @@ rule effect:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         records=RECORDS,
