@@ -30,6 +30,11 @@ rule all:
 onstart:
     # Only a dry run beside this one can still hold it, and not for long.
     RUNNING.acquire(timeout=60)
+    if workflow.executor_plugin.name == "slurm":
+        if leftovers := slurm.cancel_leftovers():
+            logger.info(
+                f"Cancelled what an earlier run left in the queue: {', '.join(leftovers)}"
+            )
     TRACKER.start()
 
 

@@ -123,9 +123,9 @@ def _written(out: Path) -> Iterator[Path]:
 def _device(gpu: int):
     import torch
 
-    if gpu and not torch.cuda.is_available():
-        raise typer.BadParameter("a GPU was asked for and torch sees none; give --gpu 0", param_hint="--gpu")
-    return torch.device("cuda" if gpu else "cpu")
+    from ibsgl import devices
+
+    return devices.lease() if gpu else torch.device("cpu")
 
 
 def _data(index_file: Path, root: Path, size: int):

@@ -645,7 +645,9 @@ def show(plan: Plan, console: Console) -> None:
     unknown = " Methods marked unknown are not in it." if any(step.work is None for step in plan.steps) else ""
     console.print(
         f"In all {_si(total.flops, 'FLOP')}, {on}: the networks' passes alone, without reading images, making masks and "
-        "the optimiser's steps. Grad-CAM, Grad-CAM++ and Eq. 3 are counted each, and share their passes on a network."
-        f"{unknown}",
+        f"the optimiser's steps.{unknown}",
         soft_wrap=True,
+    )
+    console.print(
+        "Grad-CAM, Grad-CAM++ and Eq. 3 are counted each, and share their passes on a network.", soft_wrap=True
     )

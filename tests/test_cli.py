@@ -61,7 +61,7 @@ def script(monkeypatch):
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 14
+    assert len(SHELL) == 15
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 

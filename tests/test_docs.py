@@ -16,7 +16,7 @@ from ibsgl import attribution, config
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
 FRUITS = ROOT / "docs" / "fruits.yaml"
-PAGES = ["config/README.md", "docs/deviations.md", "docs/fruits.md"]
+PAGES = ["config/README.md", "docs/deviations.md", "docs/fruits.md", "docs/slurm.md"]
 
 
 def schema(section=config.Config, instance=None, prefix=""):

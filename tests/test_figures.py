@@ -47,6 +47,7 @@ def data(tmp_path) -> VOCData:
         picture(number).save(tmp_path / "JPEGImages" / f"i{number}.png")
         for k in targets:
             box = {"boxes": [[2 * k, k, 2 * k + 4, k + 2]], "width": 8, "height": 4, "has_mask": False}
+            box |= {"file": f"JPEGImages/i{number}.png", "difficult": []}
             rows.append({"split": "test", "image_id": f"i{number}", "class_name": NAMES[k], "target": k, **box})
     return VOCData(Index(NAMES, "digest", "root", pd.DataFrame(rows)), tmp_path, SIZE)
 

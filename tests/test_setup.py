@@ -18,7 +18,8 @@ PINS = {
 
 
 def test_every_dependency_is_pinned_inside_its_range():
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    extras = PROJECT["optional-dependencies"].values()
+    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
         (pin,) = PINS[requirement.name].specifier
         assert pin.operator == "=="

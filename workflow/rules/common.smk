@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ibsgl import attribution
+from ibsgl import attribution, devices, slurm
 from ibsgl import config as configuration
 from ibsgl.network import is_torchvision_weights
 from ibsgl.provenance import folder_digest, source_digest
@@ -101,11 +101,14 @@ def weights_file(wildcards):
 
 def gpus(wildcards=None):
     """1 for a job that computes on a GPU, 0 for one on the CPU."""
-    if CONFIG.device == "auto":
-        import torch
+    return (
+        devices.automatic() if CONFIG.device == "auto" else int(CONFIG.device == "cuda")
+    )
 
-        return int(torch.cuda.is_available())
-    return int(CONFIG.device == "cuda")
+
+def doubling(first):
+    """What a cluster job asks for, minutes or megabytes: twice as much at each retry. On one machine nothing reads it."""
+    return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
 def maps_of(wildcards):

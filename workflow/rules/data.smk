@@ -9,6 +9,7 @@ if CONFIG.data.source == "shapes":
             f"{RESULTS}/logs/data.log",
         benchmark:
             f"{RESULTS}/benchmarks/data.tsv"
+        localrule: True
         conda:
             "../../environment.yml"
         params:
@@ -28,6 +29,7 @@ if CONFIG.data.download:
             f"{RESULTS}/logs/data.log",
         benchmark:
             f"{RESULTS}/benchmarks/data.tsv"
+        localrule: True
         conda:
             "../../environment.yml"
         params:
@@ -53,6 +55,7 @@ rule index:
         f"{RESULTS}/logs/index.log",
     benchmark:
         f"{RESULTS}/benchmarks/index.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:

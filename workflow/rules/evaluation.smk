@@ -17,6 +17,8 @@ rule maps:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(480),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
@@ -56,6 +58,8 @@ rule scores:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
@@ -81,6 +85,7 @@ rule evaluation:
         f"{RESULTS}/logs/{{model}}/scores/{{network}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -108,6 +113,8 @@ rule deletion:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,

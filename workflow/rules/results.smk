@@ -44,6 +44,7 @@ rule table:
         f"{RESULTS}/logs/table{{number}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/table{{number}}.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -92,6 +93,8 @@ rule figure:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(60),
     params:
         root=data_root,
         records=RECORDS,
@@ -119,6 +122,7 @@ rule figure4:
         f"{RESULTS}/logs/figure4.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure4.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:

@@ -16,6 +16,8 @@ rule classifier:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(16000),
+        runtime=doubling(240),
     params:
         root=data_root,
         records=RECORDS,
@@ -43,6 +45,8 @@ rule statistics:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(8000),
+        runtime=doubling(60),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
@@ -71,6 +75,8 @@ rule bottleneck:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(240),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
@@ -102,6 +108,8 @@ rule guide:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(16000),
+        runtime=doubling(480),
     params:
         root=data_root,
         records=RECORDS,
@@ -138,6 +146,8 @@ rule effect:
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
+        mem_mb=doubling(12000),
+        runtime=doubling(120),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
