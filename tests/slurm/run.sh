@@ -74,7 +74,9 @@ trap 'exit 130' INT TERM
 dd if=/dev/urandom of="$WORK/munge/key" bs=1024 count=1 status=none
 chmod 400 "$WORK/munge/key"
 # Two cards to give away, so that the requests for a GPU and CUDA_VISIBLE_DEVICES are SLURM's own; nothing computes on them.
-touch "$WORK"/card{0,1}
+# They are null devices: SLURM wants device files.
+mknod "$WORK/card0" c 1 3
+mknod "$WORK/card1" c 1 3
 mkdir -p /etc/slurm
 cat >/etc/slurm/slurm.conf <<CONF
 ClusterName=loopback
