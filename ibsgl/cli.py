@@ -652,35 +652,38 @@ def effect(
 def deletion(
     index_file: IndexFile,
     root: Root,
-    weights: Weights,
-    maps_files: MapsFiles,
+    weights: Annotated[list[Path], typer.Option("--weights", help="State dicts named <network>.pt. Repeatable.")],
+    maps_files: Annotated[list[Path], typer.Option("--maps", help="Eq. 3 maps, a file for each of --weights.")],
     settings: Settings,
     out: Out,
+    shard_number: Shard = 0,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
+    """Deletion curves of every network's own Eq. 3 maps, for the test pairs of one shard (Figure 4)."""
     import pandas as pd
 
     from ibsgl.evaluation import Maps, deletion_curves, shard
 
     step, device = _parse(settings), _device(gpu)
     data = _data(index_file, root, step.network.image_size)
-    network = _network(step.network, len(data.index.class_names), weights, device)
-    pairs = data.pairs("test")
-    curves = [
-        deletion_curves(
+    if len(weights) != len(maps_files):
+        raise typer.BadParameter(f"{len(weights)} networks and {len(maps_files)} files of maps", param_hint="--maps")
+    pairs = shard(data.pairs("test"), shard_number, step.shards)
+    curves = []
+    for file, maps_file in zip(weights, maps_files, strict=True):
+        network = _network(step.network, len(data.index.class_names), file, device)
+        of_network = deletion_curves(
             network,
             data,
-            Maps([file], shard(pairs, int(file.stem), step.shards), ["gradient"]),
+            Maps([maps_file], pairs, ["gradient"]),
             step.deletion,
             r=step.r,
             seed=step.seed,
             batch_size=batch_size,
             device=device,
         )
-        for file in maps_files
-    ]
+        curves.append(of_network.assign(network=file.stem))
     with _written(out) as temporary:
         pd.concat(curves, ignore_index=True).to_parquet(temporary)
 
@@ -790,7 +793,9 @@ def figure(
 
 @app.command()
 def figure4(
-    curves_files: Annotated[list[Path], typer.Option("--curves", help="…/<model>/deletion/<network>.parquet files.")],
+    curves_files: Annotated[
+        list[Path], typer.Option("--curves", help="…/<model>/deletion/<shard>.parquet. Repeatable.")
+    ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF and the plotted values (CSV) go beside it.")],
     records: Records = None,
@@ -805,7 +810,7 @@ def figure4(
     for file in curves_files:
         model = file.parent.parent.name
         _network_of(step, model)
-        frames.append(pd.read_parquet(file).assign(model=model, network=file.stem))
+        frames.append(pd.read_parquet(file).assign(model=model))
     drawn, values = figures.figure4(
         pd.concat(frames, ignore_index=True),
         r={model: suppression.r for model, suppression in step.suppressions.items()},

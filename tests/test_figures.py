@@ -415,8 +415,8 @@ def test_figure_commands(data, tmp_path):
         for network in ("pretrained", "guided"):
             weights.append(results / model / f"{network}.pt")
             torch.save(build_network("resnet_small", 3, width=4).state_dict(), weights[-1])
-            curves = deletion([model], [network]).drop(columns=["model", "network"])
-            curves.to_parquet(results / model / "deletion" / f"{network}.parquet")
+        curves = deletion([model], ["pretrained", "guided"]).drop(columns="model")
+        curves.to_parquet(results / model / "deletion" / "0.parquet")
     shared = {"seed": 0, "networks": {"one": SPEC, "two": SPEC}}
     common = ["figure", "--index", tmp_path / "index.parquet", "--root", tmp_path, "--gpu", 0]
     given = [f"--weights={path}" for path in weights]

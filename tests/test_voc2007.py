@@ -114,7 +114,7 @@ def served(tmp_path):
 SIZES = {
     "device": "cpu",
     "batch_size": 8,
-    "shard_size": 14,
+    "shard_size": 24,
     "models": {
         name: {"arch": arch, "weights": None, "image_size": 32, "options": {"width": 2}, "override": {}}
         for name, arch in (("resnet50", "resnet_small"), ("vgg16", "vgg_small"))

@@ -120,16 +120,13 @@ def maps_of(wildcards):
 
 
 def eq3_maps_of(wildcards):
-    """The shards of one network's own Eq. 3 maps."""
-    (group,) = (
-        group
-        for group, methods in CONFIG.groups(wildcards.network).items()
+    """One shard of every network's own Eq. 3 maps, in the networks' order."""
+    return [
+        f"{RESULTS}/{wildcards.model}/maps/{network}/{group}/{wildcards.shard}.parquet"
+        for network in NETWORKS
+        for group, methods in CONFIG.groups(network).items()
         if "gradient" in methods
-    )
-    return expand(
-        f"{RESULTS}/{wildcards.model}/maps/{wildcards.network}/{group}/{{shard}}.parquet",
-        shard=SHARDS,
-    )
+    ]
 
 
 def scores_of(wildcards):

@@ -96,18 +96,18 @@ rule evaluation:
 
 
 rule deletion:
-    """Deletion curves of one network's own Eq. 3 maps (Figure 4)."""
+    """Deletion curves of every network's own Eq. 3 maps, for one shard of the test images (Figure 4)."""
     input:
         index=INDEX,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
         maps=eq3_maps_of,
     output:
-        f"{RESULTS}/{{model}}/deletion/{{network}}.parquet",
+        f"{RESULTS}/{{model}}/deletion/{{shard}}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/deletion/{{network}}.log",
+        f"{RESULTS}/logs/{{model}}/deletion/{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/deletion/{{network}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/deletion/{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -119,8 +119,9 @@ rule deletion:
     params:
         root=data_root,
         settings=settings("deletion"),
+        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
         code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
     shell:
-        "ibsgl deletion --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.maps:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
+        "ibsgl deletion --index {input.index:q} --root {params.root:q} {params.weights:q} {params.maps:q}"
+        " --settings {params.settings:q} --shard {wildcards.shard} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

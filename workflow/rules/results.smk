@@ -110,9 +110,9 @@ rule figure4:
     """Figure 4: the target's probability as the important region is deleted, before and after guidance."""
     input:
         curves=expand(
-            f"{RESULTS}/{{model}}/deletion/{{network}}.parquet",
+            f"{RESULTS}/{{model}}/deletion/{{shard}}.parquet",
             model=MODELS,
-            network=NETWORKS,
+            shard=SHARDS,
         ),
     output:
         png=f"{RESULTS}/figures/figure4.png",
