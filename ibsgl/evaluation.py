@@ -170,7 +170,8 @@ class Maps:
         self.settings: dict[str, dict[str, Any]] = {}
         self._files: list[tuple[pq.ParquetFile, list[str]]] = []
         for path in files:
-            file = pq.ParquetFile(path)
+            # Buffered ahead, the whole file would be in memory by its end.
+            file = pq.ParquetFile(path, pre_buffer=False)
             facts = json.loads(file.schema_arrow.metadata[b"ibsgl"])
             names = [name for name in facts["labels"] if methods is None or name in methods]
             if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:

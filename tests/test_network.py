@@ -11,8 +11,11 @@ from ibsgl.network import (
     SplitNetwork,
     build_network,
     check_batch,
+    chunked,
     evaluating,
+    features_and_gradient,
     same_image_groups,
+    shared_gradient,
 )
 
 
@@ -152,3 +155,52 @@ def test_package_imports_without_the_workflow():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_chunks_cover_everything_once_in_order():
+    seen = list(chunked(lambda start, stop: (start, stop), 7, 3, torch.device("cpu")))
+    assert seen == [(0, 3), (3, 6), (6, 7)]
+    assert list(chunked(lambda start, stop: (start, stop), 0, 3, torch.device("cpu"))) == []
+
+
+def test_chunks_that_do_not_fit_are_run_again_in_halves():
+    asked = []
+
+    def run(start, stop):
+        asked.append((start, stop))
+        if stop - start > 2:
+            raise torch.OutOfMemoryError
+        return stop
+
+    assert list(chunked(run, 9, 8, torch.device("cpu"))) == [2, 4, 6, 8, 9]
+    assert asked[:3] == [(0, 8), (0, 4), (0, 2)]
+    with pytest.raises(torch.OutOfMemoryError):
+        list(chunked(lambda start, stop: run(0, 3), 1, 1, torch.device("cpu")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_chunks_grow_on_cuda_while_memory_lasts():
+    def run(start, stop):
+        torch.empty((stop - start) << 20, device="cuda")
+        return stop - start
+
+    sizes = list(chunked(run, 100, 4, torch.device("cuda")))
+    assert sizes[:4] == [4, 8, 16, 32]
+    assert sum(sizes) == 100
+
+
+def test_methods_asked_about_one_batch_share_its_pass(networks, images, targets):
+    network, passes = networks["resnet"], []
+    network.stem.register_forward_hook(lambda *_: passes.append(1))
+    alone = features_and_gradient(network, images, targets)
+    with shared_gradient():
+        first, second = (features_and_gradient(network, images, targets) for _ in range(2))
+        assert len(passes) == 2
+        other = features_and_gradient(network, images.flip(0), targets)
+        assert len(passes) == 3
+    for one, two, three in zip(alone, first, second, strict=True):
+        assert torch.equal(one, two)
+        assert two is three
+    assert not torch.equal(other[0], alone[0])
+    features_and_gradient(network, images, targets)
+    assert len(passes) == 4
