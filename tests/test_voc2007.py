@@ -81,6 +81,19 @@ def test_its_tables_are_comparable_with_the_published_ones(voc2007, number):
     assert tables.deviations(ours | {"rise": ours["rise"] | {"masks": 7}}, reference) != []
 
 
+def test_torchrays_networks_go_on_top(voc2007):
+    overlay = yaml.safe_load(VOC2007.with_name("torchray.yaml").read_text(encoding="utf-8"))
+    merged = config.parse(config._merge(yaml.safe_load(VOC2007.read_text(encoding="utf-8")), overlay))
+    assert [(model.arch, model.source) for model in merged.models.values()] == [
+        ("resnet50", "torchray"),
+        ("vgg16", "torchray"),
+    ]
+    assert merged.classifier.epochs == 0
+    assert merged.data == voc2007.data
+    for model in merged.models:
+        assert settings(merged, model, "rise") == settings(voc2007, model, "rise")
+
+
 def test_the_archives_are_those_that_torchvision_knows(voc2007):
     # Its text: to import it takes seconds.
     record = Path(find_spec("torchvision").origin).with_name("datasets") / "voc.py"
