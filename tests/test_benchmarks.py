@@ -79,7 +79,7 @@ def test_unknown_methods_are_named(speed):
 
 def test_floors_run_the_passes_that_were_asked_for(speed):
     """Images through each part, forward and backward, counted where they pass."""
-    bench = speed.Bench("resnet_small", 32, torch.device("cpu"), 0)
+    bench = speed.Bench("resnet_small", 32, speed.Clock(torch.device("cpu"), 0))
     passed = {"stem": 0, "head": 0, "stem_backward": 0, "head_backward": 0}
 
     def count(part):
