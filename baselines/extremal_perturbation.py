@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -140,19 +141,13 @@ class _SmoothMax(torch.autograd.Function):
     """Σ_k x_k e^{20 x_k} / Σ_k e^{20 x_k} over the products x = near (n,K,L) × bell (K,S): (n,S,L).
 
     Built-in operations would keep several tensors of n·K·S·L numbers for the backward pass, four times slower: here x
-    is made anew, one row of the neighbourhood at a time.
+    is made anew, one row of the neighbourhood at a time, and on a CPU one image at a time, so that it stays in the cache.
     """
 
     @staticmethod
     def forward(ctx, near: torch.Tensor, bell: torch.Tensor, rows: int) -> torch.Tensor:
-        numerator = near.new_zeros(len(near), bell.shape[1], near.shape[2])
-        denominator = torch.zeros_like(numerator)
-        for some, weights in zip(near.chunk(rows, 1), bell.chunk(rows), strict=True):
-            products = some[:, :, None] * weights[:, :, None]
-            powers = (20 * products).exp_()
-            denominator += powers.sum(1)
-            numerator += powers.mul_(products).sum(1)
-        maximum = numerator / denominator
+        parts = [_smooth_max(some, bell, rows) for some in _piecewise(near)]
+        maximum, denominator = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.save_for_backward(near, bell, maximum, denominator)
         ctx.rows = rows
         return maximum
@@ -160,16 +155,54 @@ class _SmoothMax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         near, bell, maximum, denominator = ctx.saved_tensors
-        # ∂/∂x_k = (1 + 20 (x_k − maximum)) e^{20 x_k} / denominator, split into a constant and a slope in x_k.
-        constant = (1 - 20 * maximum) * gradient / denominator
-        slope = 20 * gradient / denominator
-        parts = []
-        for some, weights in zip(near.chunk(ctx.rows, 1), bell.chunk(ctx.rows), strict=True):
-            products = some[:, :, None] * weights[:, :, None]
-            powers = (20 * products).exp_()
-            powers *= torch.addcmul(constant[:, None], products, slope[:, None])
-            parts.append(powers.mul_(weights[:, :, None]).sum(2))
-        return torch.cat(parts, 1), None, None
+        pieces = (_piecewise(tensor) for tensor in (near, maximum, denominator, gradient))
+        parts = [_smooth_max_gradient(piece[0], bell, ctx.rows, *piece[1:]) for piece in zip(*pieces, strict=True)]
+        return torch.cat(parts), None, None
+
+
+def _piecewise(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tensor.split(1 if tensor.device.type == "cpu" else len(tensor))
+
+
+def _products(
+    near: torch.Tensor, bell: torch.Tensor, rows: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each of the ``rows``: its part of ``bell`` (k,S), x (n,k,S,L) and e^{20 x}, in memory that the next row takes."""
+    shape = len(near), len(bell) // rows, bell.shape[1], near.shape[2]
+    x, powers = near.new_empty(shape), near.new_empty(shape)
+    for some, weights in zip(near.chunk(rows, 1), bell.chunk(rows), strict=True):
+        torch.mul(some[:, :, None], weights[:, :, None], out=x)
+        torch.mul(x, 20, out=powers)
+        yield weights, x, powers.exp_()
+
+
+def _smooth_max(near: torch.Tensor, bell: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smooth maximum and its denominator, (n,S,L) each."""
+    numerator = near.new_zeros(len(near), bell.shape[1], near.shape[2])
+    denominator = torch.zeros_like(numerator)
+    for _, x, powers in _products(near, bell, rows):
+        denominator += powers.sum(1)
+        numerator += powers.mul_(x).sum(1)
+    return numerator / denominator, denominator
+
+
+def _smooth_max_gradient(
+    near: torch.Tensor,
+    bell: torch.Tensor,
+    rows: int,
+    maximum: torch.Tensor,
+    denominator: torch.Tensor,
+    gradient: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of ``near`` (n,K,L), given that of the smooth maximum (n,S,L)."""
+    # ∂/∂x_k = (1 + 20 (x_k − maximum)) e^{20 x_k} / denominator, split into a constant and a slope in x_k.
+    constant = (1 - 20 * maximum) * gradient / denominator
+    slope = 20 * gradient / denominator
+    parts = []
+    for weights, x, powers in _products(near, bell, rows):
+        powers *= torch.addcmul(constant[:, None], x, slope[:, None], out=x)
+        parts.append(powers.mul_(weights[:, :, None]).sum(2))
+    return torch.cat(parts, 1)
 
 
 class _SmoothMaxConvolution(nn.Module):

@@ -116,7 +116,9 @@ def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         for offset, weight in zip(range(-radius, radius + 1), kernel, strict=True):
             mirrored = (places + offset) % period
             band.index_put_((places, torch.minimum(mirrored, period - mirrored) % size), weight, accumulate=True)
-        maps = torch.movedim(torch.movedim(maps, dim, -1) @ band.T, -1, dim)
+        rows = torch.movedim(maps, dim, -1)
+        # One product of matrices: on strided maps ``@`` would take as many as there are channels.
+        maps = torch.movedim((rows.reshape(-1, size) @ band.T).view(rows.shape), -1, dim)
     return maps
 
 
@@ -199,7 +201,9 @@ def bottleneck_saliency(
                 batch,
                 generator,
             ).to(features.device)
-            noisy = keep[:, None] * features[:, None] + (1 - keep[:, None]) * (mean + std * noise)
+            # λA + (1−λ)(μ + σ·noise), gathered so that few operations see every sample.
+            centre, spread = torch.lerp(mean, features, keep), (1 - keep) * std
+            noisy = centre[:, None] + spread[:, None] * noise
             logits = head(noisy.flatten(0, 1)).unflatten(0, (batch, samples))
             if multilabel:
                 chosen = logits.gather(2, target[:, None, None].expand(-1, samples, 1)).squeeze(2)

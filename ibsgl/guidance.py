@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ibsgl.saliency import gradient_saliency
+from ibsgl.saliency import class_saliency
 from ibsgl.suppression import suppression_loss
 
 CROSS_ENTROPIES = ("distribution", "binary")
@@ -91,11 +91,13 @@ def localization_losses(
     Returns:
         L_CE(L^c, L^ib) (B,), L_SS(L^c, L^p) (B,), and whether c is the likeliest class (B,) bool.
     """
-    with torch.no_grad():
+    with torch.enable_grad():
+        if not features.requires_grad:
+            features = features.detach().requires_grad_(True)
         logits = head(features)
-        p = other_class(logits, target, labels)
-    l_c = gradient_saliency(head, features, target, create_graph)
-    l_p = gradient_saliency(head, features, p, create_graph)
+        p = other_class(logits.detach(), target, labels)
+        # Both maps are gradients of these logits: one pass of the head gives all three.
+        l_c, l_p = (class_saliency(logits, features, of, create_graph) for of in (target, p))
     return saliency_cross_entropy(l_c, l_ib, form), suppression_loss(l_c, l_p, r), logits.argmax(1) == target
 
 

@@ -170,9 +170,20 @@ def feature_gradient(
     head: nn.Module, features: torch.Tensor, targets: torch.Tensor, create_graph: bool = False
 ) -> torch.Tensor:
     """∂y^c/∂A (B,C,h,w) of ``features`` A, which require a gradient, for each image's class c (B,)."""
+    return logit_gradient(head(features), features, targets, create_graph)
+
+
+def logit_gradient(
+    logits: torch.Tensor,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> torch.Tensor:
+    """∂y^c/∂A (B,C,h,w) as :func:`feature_gradient`, of logits (B,K) that the head has given for A already."""
     # One logit an image, so the sum's gradient is each image's own.
-    score = head(features).gather(1, targets[:, None]).sum()
-    return torch.autograd.grad(score, features, create_graph=create_graph)[0]
+    score = logits.gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(score, features, create_graph=create_graph, retain_graph=retain_graph)[0]
 
 
 def chunked(run: Callable[[int, int], T], total: int, chunk: int, device: torch.device) -> Iterator[T]:

@@ -198,9 +198,9 @@ class NetworkFacts:
 
     def training(self, examples: int, guidance: Guidance | None = None) -> Work:
         """What it costs to train on so many examples, with Algorithm 1 or without."""
-        # The inner steps know three passes of the head (for p, L^c and L^p), two gradients, and the gradient of those.
+        # The inner steps know one pass of the head (for p, L^c and L^p), two gradients, and the gradient of those.
         steps = 0 if guidance is None else _inner_steps(guidance)
-        passes = Passes(stem=1, head=1 + 3 * steps, stem_backward=1, head_backward=1 + 3 * steps)
+        passes = Passes(stem=1, head=1 + steps, stem_backward=1, head_backward=1 + 3 * steps)
         kind = "training" if guidance is None else "guided"
         seconds = None if self.seconds is None else examples * getattr(self.seconds, kind)
         return Work(passes * examples, examples * getattr(self.flops, kind), seconds)
@@ -459,7 +459,7 @@ def steps(config: Config, data: DataFacts, network: NetworkFacts) -> list[Step]:
         )
     # The whole image once a network, and what each of its maps keeps.
     row("scores", every, test.pairs, "pairs", predict((every + len(cells)) * test.pairs))
-    losses = Passes(head=3, head_backward=2) * (every * held_out.pairs)
+    losses = Passes(head=1, head_backward=2) * (every * held_out.pairs)
     stems = network.work(Passes(stem=every * held_out.pairs), mixed=True)
     row(
         "effect of guidance",

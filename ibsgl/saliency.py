@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, feature_gradient, features_and_gradient, upsample
+from ibsgl.network import SplitNetwork, feature_gradient, features_and_gradient, logit_gradient, upsample
 from ibsgl.passes import Cost, Passes
 from ibsgl.randomness import Generators
 
@@ -32,8 +32,16 @@ def gradient_saliency(
     with torch.enable_grad():
         if not features.requires_grad:
             features = features.detach().requires_grad_(True)
-        gradient = feature_gradient(head, features, target, create_graph)
-        saliency = _rectified_sum(features, gradient)
+        saliency = _rectified_sum(features, feature_gradient(head, features, target, create_graph))
+    return saliency if create_graph else saliency.detach()
+
+
+def class_saliency(
+    logits: torch.Tensor, features: torch.Tensor, target: torch.Tensor, create_graph: bool = False
+) -> torch.Tensor:
+    """Eq. 3 as :func:`gradient_saliency`, of logits (B,K) of ``features`` that carry gradients; can be asked several times."""
+    gradient = logit_gradient(logits, features, target, create_graph, retain_graph=True)
+    saliency = _rectified_sum(features, gradient)
     return saliency if create_graph else saliency.detach()
 
 

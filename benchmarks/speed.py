@@ -1,0 +1,666 @@
+"""How fast is each saliency method, against the passes that it needs and against the reference implementations?
+
+Everything is a ratio of times taken in one process, in turns. The floor of a method is the time of exactly the passes that its
+``cost`` names, run bare at the best batch size; its efficiency is floor / time. Weights and images are random: no time depends
+on them. The counts (masks, steps, channels) are small, and stated in the table; what is measured is the cost of one.
+
+    uv run python benchmarks/speed.py --peers TorchRay --peers IBA
+
+``--peers`` names folders that TorchRay and IBA are checked out in. The tables are printed; they and a plot are also written to
+``results/benchmarks``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from peers import PEERS, Question
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import nn
+
+from ibsgl import attribution
+from ibsgl.bottleneck import FeatureStatistics
+from ibsgl.config import Guidance, Suppression
+from ibsgl.metrics import faithfulness, localization
+from ibsgl.network import SplitNetwork, build_network, evaluating, shared_gradient
+from ibsgl.passes import Cost, Passes
+from ibsgl.training import guided_losses
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+CLASSES = 20
+# Masked images a forward pass, and nodes of an integral: the same for ours, theirs and the floor.
+CHUNK = 16
+# Batch sizes among which the best is looked for.
+BATCHES = (1, 4, CHUNK)
+# Times that everything is run in turns, if the row's seconds allow.
+ROUNDS = 7
+# Masks, steps and channels of the table, and of the growth.
+MASKS, STEPS, ITERATIONS, CHANNELS = 32, 8, 3, 32
+GROWTH = {"images": (1, 4, 16, 64), "classes": (1, 2, 4), "masks": (16, 64, 256), "channels": (16, 64, 256)}
+NETWORKS = ("resnet50", "vgg16")
+CAMS = ("gradcam", "gradcam_pp", "gradient")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: a registered method with small counts, on so many images."""
+
+    name: str
+    settings: Mapping[str, Any]
+    images: int
+    stated: str
+
+
+def cases() -> dict[str, Case]:
+    """The methods by name, at settings that a peer, where there is one, can be given too."""
+    listed = (
+        *(Case(name, {}, 4, "") for name in CAMS),
+        # Its peer takes tens of passes an image.
+        Case("fullgrad", {}, 2, ""),
+        Case("integrated_gradients", {"steps": STEPS, "chunk": CHUNK}, 1, f"{STEPS} steps"),
+        Case("rise", {"masks": MASKS, "chunk": CHUNK}, 1, f"{MASKS} masks"),
+        Case(
+            "score_cam",
+            {"weight": "softmax_scores", "fill": "mean", "chunk": CHUNK},
+            1,
+            f"the first {CHANNELS} channels",
+        ),
+        Case("extremal_perturbation", {"iterations": ITERATIONS}, 4, f"{ITERATIONS} iterations"),
+        Case("bottleneck", {}, 8, "10 steps of 10 samples"),
+    )
+    return {case.name: case for case in listed}
+
+
+class Clock:
+    """Seconds of functions, run in turns on one device; with ``shared`` those that the CPU spent on this process alone."""
+
+    def __init__(self, device: torch.device, seconds: float, shared: bool = False):
+        self.device, self.seconds = device, seconds
+        self.now = time.process_time if shared else time.perf_counter
+
+    def once(self, run: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        start = self.now()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.now() - start
+
+    def compare(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Seconds of each run by name, of as many rounds as fit; the first one counts only where no other fits.
+
+        Every other round goes backwards, so that a machine that slows down slows all of them.
+        """
+        first = {name: [self.once(run)] for name, run in runs.items()}
+        cost = sum(map(sum, first.values()))
+        rounds = min(ROUNDS, int(self.seconds / cost))
+        if rounds < 1:
+            return first
+        spent: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(rounds):
+            for name in reversed(runs) if turn % 2 else runs:
+                spent[name].append(self.once(runs[name]))
+        return spent
+
+
+def ratio(spent: Mapping[str, list[float]], above: str, below: str) -> float:
+    """Median over the rounds of the time of ``above`` over that of ``below``."""
+    return median(a / b for a, b in zip(spent[above], spent[below], strict=True))
+
+
+class _First(nn.Module):
+    """The first channels of a feature map."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B,C,h,w) → (B,channels,h,w)."""
+        return features[:, : self.channels].contiguous(memory_format=torch.channels_last)
+
+
+class _Padded(nn.Module):
+    """A head that is given some channels only, the others being zero."""
+
+    def __init__(self, head: nn.Module, channels: int):
+        super().__init__()
+        self.head, self.channels = head, channels
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B,c,h,w) → logits (B,K)."""
+        return self.head(nn.functional.pad(features, (0, 0, 0, 0, 0, self.channels - features.shape[1])))
+
+
+def narrow(network: SplitNetwork, channels: int, total: int) -> SplitNetwork:
+    """``network`` with the first ``channels`` of its ``total`` feature channels: what Score-CAM costs on so few."""
+    normalize, backbone = network.stem.normalize, network.stem.backbone
+    return SplitNetwork(
+        nn.Sequential(backbone, _First(channels)),
+        _Padded(network.head, total),
+        mean=normalize.mean.flatten().tolist(),
+        std=normalize.std.flatten().tolist(),
+        multilabel=network.multilabel,
+    ).to(network.mean.device)
+
+
+class Bench:
+    """One network with random weights, images for it, and the bare passes that floors are made of."""
+
+    def __init__(self, arch: str, size: int, clock: Clock):
+        torch.manual_seed(0)
+        self.arch, self.size, self.clock, self.device = arch, size, clock, clock.device
+        device = clock.device
+        self.network = build_network(arch, CLASSES, multilabel=True).to(device).eval()
+        coarse = torch.rand(max(BATCHES), 3, 8, 8)
+        images = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
+        self.images = images.to(device, memory_format=torch.channels_last)
+        self.targets = (torch.arange(len(images)) % CLASSES).to(device)
+        with evaluating(self.network), torch.no_grad():
+            self.features = self.network.stem(self.images)
+        self.channels = self.features.shape[1]
+        self.statistics = FeatureStatistics().update(self.features)
+        self.batch = self._best_batch()
+
+    def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``number`` images (B,3,H,W) and their targets (B,), in tensors of their own."""
+        places = torch.arange(number, device=self.device) % len(self.images)
+        return self.images[places], self.targets[places]
+
+    def _best_batch(self) -> int:
+        """Images a forward pass at which one image takes least."""
+        with evaluating(self.network), torch.no_grad():
+            self.network(self.images[:1])
+            runs = {size: lambda size=size: self.network(self.images[:size]) for size in BATCHES}
+            spent = self.clock.compare(runs)
+        return min(BATCHES, key=lambda size: min(spent[size]) / size)
+
+    def forward(self) -> None:
+        """The network's bare forward pass of :attr:`batch` images."""
+        with evaluating(self.network), torch.no_grad():
+            self.network(self.images[: self.batch])
+
+    def floor(self, passes: Passes) -> Callable[[], None]:
+        """A function that runs ``passes`` and nothing else."""
+        through, head_only = passes.stem_backward, passes.head_backward - passes.stem_backward
+        stem, head = passes.stem - through, passes.head - passes.head_backward
+        network = self.network
+
+        def gradient(part: nn.Module, x: torch.Tensor) -> None:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                torch.autograd.grad(part(x).sum(), x)
+
+        def bare(part: nn.Module, x: torch.Tensor) -> None:
+            with torch.no_grad():
+                part(x)
+
+        def whole(x: torch.Tensor) -> None:
+            with torch.no_grad():
+                network(x)
+
+        def run() -> None:
+            with evaluating(network):
+                for x in self._batches(self.images, through, self.batch):
+                    gradient(network, x)
+                for x in self._batches(self.images, min(stem, head), self.batch):
+                    whole(x)
+                for x in self._batches(self.images, stem - min(stem, head), self.batch):
+                    bare(network.stem, x)
+                # A fully connected head reads its weights once a batch: here the more images the better.
+                for x in self._batches(self.features, head - min(stem, head), 8 * CHUNK):
+                    bare(network.head, x)
+                for x in self._batches(self.features, head_only, 8 * CHUNK):
+                    gradient(network.head, x)
+
+        return run
+
+    @staticmethod
+    def _batches(tensors: torch.Tensor, number: float, size: int) -> Iterator[torch.Tensor]:
+        number = round(number)
+        for start in range(0, number, size):
+            length = min(size, number - start)
+            repeats = math.ceil(length / len(tensors))
+            yield (tensors.repeat(repeats, 1, 1, 1) if repeats > 1 else tensors)[:length]
+
+    def question(self, case: Case) -> Question:
+        """What the methods of a row are asked."""
+        images, targets = self.take(case.images)
+        network = narrow(self.network, CHANNELS, self.channels) if case.name == "score_cam" else self.network
+        method = attribution.get(case.name, **case.settings)
+        return Question(method, network, images, targets, self.statistics, self.images)
+
+
+def _passes(cost: Cost, pairs: int, images: int) -> Passes:
+    return cost.pair * pairs + cost.image * images + cost.batch
+
+
+def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
+    """Seconds, floor and efficiency of one method, and its peer beside it."""
+    question, peer = bench.question(case), PEERS.get(case.name)
+    channels = CHANNELS if case.name == "score_cam" else bench.channels
+    cost = question.method.cost(min(channels, bench.channels))
+    maps: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, run: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        return lambda: maps.__setitem__(name, run())
+
+    runs = {
+        "forward": bench.forward,
+        # Before the floor: where one round is all, whoever comes later finds the memory warm.
+        "ours": keep("ours", question.ours),
+        "floor": bench.floor(_passes(cost, case.images, case.images)),
+    }
+    row: dict[str, Any] = {
+        "network": bench.arch,
+        "method": question.method.label,
+        "name": case.name,
+        "settings": ", ".join(filter(None, [f"{case.images} image" + "s" * (case.images > 1), case.stated])),
+    }
+    theirs = peer.images(case.images) if peer else case.images
+    if peer and peer.installed:
+        runs["theirs"] = keep("theirs", peer.runner(question))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spent = bench.clock.compare(runs)
+        bench.network.zero_grad(set_to_none=True)
+        row |= {
+            "rounds": len(spent["ours"]),
+            "seconds": median(spent["ours"]) / case.images,
+            "floor": median(spent["floor"]) / case.images,
+            "efficiency": ratio(spent, "floor", "ours"),
+            "forwards": ratio(spent, "ours", "forward") * bench.batch / case.images,
+            "peer": peer and peer.package,
+            "peer_forwards": None,
+            "speedup": None,
+            "agreement": "not installed" if peer and not peer.installed else None,
+            "agrees": None,
+        }
+        if "theirs" in runs:
+            row["peer_forwards"] = ratio(spent, "theirs", "forward") * bench.batch / theirs
+            row["speedup"] = ratio(spent, "theirs", "ours") * case.images / theirs
+            row["agreement"], row["agrees"] = peer.compare(question, maps["ours"], maps["theirs"])
+    return row
+
+
+def measure_cams(bench: Bench) -> dict[str, Any]:
+    """Grad-CAM, Grad-CAM++ and Eq. 3 together, as a job runs them, against one stem pass and the head's gradient."""
+    methods = [attribution.get(name) for name in CAMS]
+    images, targets = bench.take(min(8, max(BATCHES)))
+
+    def together() -> None:
+        with shared_gradient():
+            for method in methods:
+                method(bench.network, images, targets)
+
+    cost = methods[0].cost(bench.channels)
+    spent = bench.clock.compare({"ours": together, "floor": bench.floor(_passes(cost, len(images), len(images)))})
+    return {"network": bench.arch, "images": len(images), "ratio": ratio(spent, "ours", "floor")}
+
+
+def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
+    """A guided training step, with cached maps and with maps computed, over one of plain fine-tuning.
+
+    An epoch is so many of these steps. They are those of :func:`ibsgl.training.train_guided` with the default settings.
+    """
+    images, targets = bench.take(batch)
+    labels = nn.functional.one_hot(targets, CLASSES).float()
+    method = attribution.get("bottleneck")
+    with evaluating(bench.network), torch.no_grad():
+        cached = method.feature_saliency(bench.network, bench.network.stem(images), targets, bench.statistics)
+    network = build_network(bench.arch, CLASSES, multilabel=True).to(bench.device).eval()
+    # A step of length zero: random weights must not run away, and it costs the same.
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
+
+    def step(guidance: Guidance | None, l_ib: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        losses = guided_losses(network, images, labels, targets, l_ib, guidance, Suppression())
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].mean().backward()
+        optimizer.step()
+
+    def computed(features: torch.Tensor) -> torch.Tensor:
+        return method.feature_saliency(network, features.detach(), targets, bench.statistics)
+
+    runs = {
+        "plain": lambda: step(None, computed),
+        "cached": lambda: step(Guidance(), lambda features: cached),
+        "computed": lambda: step(Guidance(), computed),
+    }
+    spent = bench.clock.compare(runs)
+    return {
+        "network": bench.arch,
+        "batch": batch,
+        "plain_seconds": median(spent["plain"]),
+        "cached": ratio(spent, "cached", "plain"),
+        "computed": ratio(spent, "computed", "plain"),
+    }
+
+
+def measure_metrics(bench: Bench) -> dict[str, Any]:
+    """All metrics of one map against Grad-CAM's map and the two forward passes of AD and AI."""
+    images, targets = bench.take(min(8, max(BATCHES)))
+    gradcam = attribution.get("gradcam")
+    saliency = gradcam(bench.network, images, targets)
+    region = torch.zeros_like(saliency, dtype=torch.bool)
+    region[:, bench.size // 4 : bench.size // 2, bench.size // 4 : -bench.size // 4] = True
+    p = torch.rand(2, len(images), device=bench.device)
+
+    def metrics() -> None:
+        faithfulness.keep_top(images, saliency)
+        for metric in (localization.ebpg, localization.miou, localization.bbox):
+            metric(saliency, region)
+        faithfulness.average_drop(*p), faithfulness.average_increase(*p)
+
+    passes = bench.floor(Passes(stem=2, head=2) * len(images))
+
+    def reference() -> None:
+        gradcam(bench.network, images, targets)
+        passes()
+
+    spent = bench.clock.compare({"metrics": metrics, "reference": reference})
+    return {
+        "network": bench.arch,
+        "images": len(images),
+        "seconds": median(spent["metrics"]) / len(images),
+        "share": ratio(spent, "metrics", "reference"),
+    }
+
+
+def _grown(bench: Bench, kind: str, number: int, name: str) -> Callable[[], object]:
+    """A method at one point of a growth curve."""
+    settings = {"rise": {"masks": number if kind == "masks" else MASKS, "chunk": CHUNK}, "score_cam": {"chunk": CHUNK}}
+    method = attribution.get(name, **settings.get(name, {}))
+    context = {"statistics": bench.statistics} if "statistics" in method.requires else {}
+    images, targets = bench.take(number if kind == "images" else 1)
+    network = bench.network
+    if kind == "classes":
+        images, targets = images.repeat(number, 1, 1, 1), torch.arange(number, device=bench.device)
+    if name == "score_cam":
+        network = narrow(network, min(number, bench.channels) if kind == "channels" else CHANNELS, bench.channels)
+    return lambda: method(network, images, targets, **context)
+
+
+def growth_points(limit: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(what grows, method, numbers up to ``limit``)."""
+    pairs = (
+        *(("images", name) for name in ("gradcam", "fullgrad", "bottleneck")),
+        *(("classes", name) for name in ("rise", "score_cam")),
+        ("masks", "rise"),
+        ("channels", "score_cam"),
+    )
+    return [(kind, name, tuple(n for n in GROWTH[kind] if n <= limit) or GROWTH[kind][:1]) for kind, name in pairs]
+
+
+def measure_growth(bench: Bench, kind: str, name: str, numbers: tuple[int, ...]) -> dict[str, Any]:
+    """Time at each of ``numbers`` over that at the first."""
+    spent = bench.clock.compare({str(n): _grown(bench, kind, n, name) for n in numbers})
+    first = str(numbers[0])
+    return {
+        "network": bench.arch,
+        "size": bench.size,
+        "kind": kind,
+        "method": attribution.get(name).label,
+        "name": name,
+        "numbers": list(numbers),
+        "times": [ratio(spent, str(n), first) for n in numbers],
+        "seconds": median(spent[first]),
+    }
+
+
+def goals(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What is aimed at, what was found, and whether it was met; what was not measured is left out."""
+    listed: list[dict[str, Any]] = []
+
+    def goal(network: str, text: str, value: float | None, limit: float, least: bool) -> None:
+        if value is not None:
+            met = value >= limit if least else value <= limit
+            listed.append(
+                {"network": network, "goal": f"{text} {'≥' if least else '≤'} {limit:g}", "found": value, "met": met}
+            )
+
+    for row in found["methods"]:
+        network, label = row["network"], row["method"]
+        if row["name"] == "fullgrad":
+            goal(network, f"{label}: bare forward passes an image", row["forwards"], 4, False)
+            goal(network, f"{label}: times as fast as grad-cam", row["speedup"], 5, True)
+        if row["name"] in ("rise", "score_cam", "integrated_gradients", "extremal_perturbation"):
+            goal(network, f"{label}: efficiency", row["efficiency"], 0.9, True)
+        if row["name"] == "bottleneck":
+            goal(network, f"{label}: times as fast as IBA", row["speedup"], 60, True)
+    for row in found["cams"]:
+        goal(row["network"], "three CAMs over one stem pass and the head's gradient", row["ratio"], 1.15, False)
+    for row in found["guidance"]:
+        goal(row["network"], "guided step over a plain one, maps cached", row["cached"], 1.5, False)
+    for row in found["metrics"]:
+        goal(row["network"], "metrics over the cheapest map and two passes", row["share"], 0.02, False)
+    for row in found["growth"]:
+        if row["kind"] == "classes" and row["numbers"][-1] == 4:
+            goal(row["network"], f"{row['method']}: 4 classes over 1", row["times"][-1], 1.1, False)
+    return listed
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {name: of(name) for name in ("torch", "torchvision", "captum", "grad-cam")},
+    }
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the tables."""
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left")
+        for place, column in enumerate(columns):
+            text = place < 2 or column in ("at", "peer", "maps")
+            made.add_column(column, justify="left" if text else "right", no_wrap=column == "method")
+        return made
+
+    made = table(
+        "Methods, an image", "network", "method", "at", "s", "floor, s", "efficiency", "forward passes", "rounds"
+    )
+    peers = table(
+        "Beside the reference implementations, an image",
+        *("network", "method", "at", "peer", "its forward passes", "ours", "times as fast", "maps"),
+    )
+    for row in result["methods"]:
+        made.add_row(
+            row["network"],
+            row["method"],
+            row["settings"],
+            _number(row["seconds"]),
+            _number(row["floor"]),
+            f"{row['efficiency']:.2f}",
+            _number(row["forwards"]),
+            str(row["rounds"]),
+        )
+        if row["peer"]:
+            verdict = {True: "", False: "DIFFER: ", None: ""}[row["agrees"]] + row["agreement"]
+            peers.add_row(
+                *(row["network"], row["method"], row["settings"], row["peer"], _number(row["peer_forwards"])),
+                *(_number(row["forwards"]), _number(row["speedup"]), verdict),
+            )
+    others = table("Other costs", "network", "what", "ratio")
+    for row in result["cams"]:
+        others.add_row(row["network"], "three CAMs / one stem pass and the head's gradient", f"{row['ratio']:.2f}")
+    for row in result["guidance"]:
+        for kind in ("cached", "computed"):
+            text = f"guided step / plain step, maps {kind}, batches of {row['batch']}"
+            others.add_row(row["network"], text, f"{row[kind]:.2f}")
+    for row in result["metrics"]:
+        text = f"all metrics of a map ({1000 * row['seconds']:.2g} ms) / Grad-CAM's map and two passes"
+        others.add_row(row["network"], text, f"{row['share']:.3f}")
+    for row in result["growth"]:
+        steps = ", ".join(f"{n}: {t:.2f}" for n, t in zip(row["numbers"], row["times"], strict=True))
+        others.add_row(row["network"], f"{row['method']} at {row['size']} px, {row['kind']}", steps)
+    aims = table("Goals", "network", "goal", "found", "")
+    for row in result["goals"]:
+        aims.add_row(row["network"], row["goal"], _number(row["found"]), "met" if row["met"] else "MISSED")
+    for each in (made, peers, others, aims):
+        console.print(each)
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Efficiency, speed against the peers, and growth, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    rows = result["methods"]
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    height = 0.8 / max(1, len(networks))
+    for axis, key in ((left, "efficiency"), (middle, "speedup")):
+        for shift, network in enumerate(networks):
+            values = {row["method"]: row[key] for row in rows if row["network"] == network and row[key]}
+            places = [names.index(name) + shift * height for name in values]
+            axis.barh(places, list(values.values()), height, label=network)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_yticks([place + height * (len(networks) - 1) / 2 for place in range(len(names))], names)
+        axis.invert_yaxis()
+    left.set(title="Efficiency: bare passes / method", xlabel="1: nothing but the passes")
+    left.legend()
+    middle.set(title="Times as fast as the reference implementation", xscale="log")
+    for row in result["growth"]:
+        numbers = [n / row["numbers"][0] for n in row["numbers"]]
+        right.plot(numbers, row["times"], marker="o", label=f"{row['method']}, {row['kind']} from {row['numbers'][0]}")
+    right.set(title="Growth", xlabel="times as many", ylabel="times as long", xscale="log", yscale="log")
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def measure(
+    benches: Callable[[], Iterator[Bench]],
+    grown: Callable[[], Bench] | None,
+    chosen: list[Case],
+    limit: int,
+    batch: int,
+    networks: int,
+    console: Console,
+) -> dict[str, list[dict[str, Any]]]:
+    """Every row, with a progress bar."""
+    found: dict[str, list[dict[str, Any]]] = {k: [] for k in ("methods", "cams", "guidance", "metrics", "growth")}
+    points = growth_points(limit) if grown else []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("networks", total=networks * (len(chosen) + 3) + len(points))
+
+        def put(kind: str, description: str, run: Callable[[], dict[str, Any]]) -> None:
+            progress.update(bar, description=description)
+            found[kind].append(run())
+            progress.advance(bar)
+
+        for bench in benches():
+            for case in chosen:
+                put("methods", f"{bench.arch}: {case.name}", lambda b=bench, c=case: measure_method(b, c))
+            put("cams", f"{bench.arch}: three CAMs", lambda b=bench: measure_cams(b))
+            put("metrics", f"{bench.arch}: metrics", lambda b=bench: measure_metrics(b))
+            put("guidance", f"{bench.arch}: guidance", lambda b=bench: measure_guidance(b, batch))
+        if grown:
+            bench = grown()
+            for point in points:
+                put("growth", f"growth with {point[0]}", lambda p=point: measure_growth(bench, *p))
+    return found
+
+
+@app.command()
+def main(
+    network: Annotated[
+        list[str] | None, typer.Option(help="Networks; may be given several times. resnet50 and vgg16, if none.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods; may be given several times. All, if none.")] = None,
+    size: Annotated[int, typer.Option(min=16, help="Pixels of an image's side.")] = 224,
+    growth_size: Annotated[
+        int, typer.Option(min=16, help="The same where growth is measured, on the first network.")
+    ] = 64,
+    growth_limit: Annotated[
+        int, typer.Option(min=0, help="Largest number of images, masks, channels there; 0: none.")
+    ] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a training step.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0, help="What a row may spend on further rounds after the first.")] = 6,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU; 0: as torch chooses.")] = 0,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="On a machine that others use too: the CPU's seconds; with --threads 1.")
+    ] = False,
+    peers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="IBSGL_PEERS",
+            exists=True,
+            file_okay=False,
+            help="Folders of packages that are not installed (TorchRay, IBA); may be given several times.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of speed.json and speed.png.")] = Path("results/benchmarks"),
+) -> None:
+    """Measure, print the tables, and write them and a plot."""
+    known = cases()
+    if unknown := [name for name in method or () if name not in known]:
+        raise typer.BadParameter(f"--method: {unknown[0]!r} is unknown; take one of {', '.join(known)}")
+    sys.path.extend(str(folder) for folder in peers or ())
+    if threads:
+        torch.set_num_threads(threads)
+    if shared and (device != "cpu" or torch.get_num_threads() > 1):
+        raise typer.BadParameter("--shared counts what one thread of a CPU does: --device cpu --threads 1")
+    chosen, networks = [known[name] for name in method or known], network or list(NETWORKS)
+    on, start = torch.device(device), time.perf_counter()
+    clock = Clock(on, seconds, shared)
+    # Piped, rich takes 80 columns, too few for a sentence beside eight numbers.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    about = facts(on) | {"clock": "CPU" if shared else "wall"}
+    found = measure(
+        lambda: (Bench(arch, size, clock) for arch in networks),
+        (lambda: Bench(networks[0], growth_size, clock)) if growth_limit else None,
+        chosen,
+        growth_limit,
+        batch,
+        len(networks),
+        console,
+    )
+    result = {"facts": about, "size": size, **found, "goals": goals(found), "wall_seconds": time.perf_counter() - start}
+    show(result, console)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "speed.json").write_text(json.dumps(result, indent=1))
+    plot(result, out / "speed.png")
+    console.print(f"{result['wall_seconds']:.0f} s on {about['threads']} threads; written to {out}")
+
+
+if __name__ == "__main__":
+    app()
