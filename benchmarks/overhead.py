@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
 # What a job imports before it does anything, by rule; the others import what maps do.
 LIGHT = {"table": "ibsgl.tables, scipy.stats", "scores": "pyarrow.parquet", "index": "ibsgl.data.voc"}
 HEAVY = "torch, pandas, ibsgl.evaluation, ibsgl.data.loading"
@@ -47,6 +49,7 @@ def kind(name: str) -> str:
     return next((modules for rule, modules in LIGHT.items() if parts[0].startswith(rule)), HEAVY)
 
 
+@app.command()
 def main(
     results: Annotated[Path, typer.Argument(help="Results of one uninterrupted run.")] = Path("results/shapes"),
     cores: Annotated[int, typer.Option(min=1, help="Cores of that run.")] = 2,
@@ -60,7 +63,9 @@ def main(
     seconds = jobs["end"] - jobs["start"]
     whole = cores * (jobs["end"].max() - jobs["start"].min())
     starting = start.clip(upper=seconds).sum()
-    table = Table(title=f"{results}: {len(jobs)} jobs, {whole / cores:.0f} s on {cores} cores", box=None)
+    console = Console()
+    console.print(f"{results}: {len(jobs)} jobs, {whole / cores:.0f} s on {cores} cores", soft_wrap=True)
+    table = Table(box=None)
     for heading in ("", "core-seconds", "share"):
         table.add_column(heading, justify="right" if heading else "left")
     for what, value in (
@@ -69,8 +74,8 @@ def main(
         ("no job on a core", whole - seconds.sum()),
     ):
         table.add_row(what, f"{value:.0f}", f"{value / whole:.1%}")
-    Console().print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

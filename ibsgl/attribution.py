@@ -75,7 +75,11 @@ def requirements(name: str) -> frozenset[str]:
 
 def is_light(name: str) -> bool:
     """Does the method ``name``, as it comes, need one forward and one backward pass at most?"""
-    method = get(name)
+    try:
+        method = get(name)
+    except (ValueError, TypeError):
+        # It has a setting without a default.
+        return False
     if not hasattr(method, "cost"):
         return False
     cost = method.cost(CHANNELS)

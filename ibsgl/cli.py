@@ -38,6 +38,9 @@ BatchSize = Annotated[
 ]
 Records = Annotated[Path | None, typer.Option("--records", help="Where the step's record for MLflow goes.")]
 Shard = Annotated[int, typer.Option("--shard", min=0, help="Which shard, from 0.")]
+ConfigFiles = Annotated[
+    list[Path], typer.Option("--config", help="The config file; another on top of it changes some keys. Repeatable.")
+]
 ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
 
 
@@ -187,6 +190,22 @@ def _digest(*parts: object) -> str:
     import hashlib
 
     return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
+
+
+def _config(files: list[Path], data: bool = True) -> configuration.Config:
+    """The config of ``files``, each on top of the last as Snakemake takes them."""
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise configuration.ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise configuration.ConfigError(f"{file}: a config is a list of keys and values")
+        merged = configuration.merge(merged, values)
+    return configuration.load(merged, data=data)
 
 
 @app.command()
@@ -713,7 +732,7 @@ def table(
         average=resolved.tables.average,
         resamples=resolved.tables.resamples,
     )
-    notes = resolved.variants()
+    notes = resolved.variants(step.model)
     with (
         _written(out) as csv,
         _written(out.with_suffix(".md")) as markdown,
@@ -835,20 +854,18 @@ def figure4(
 
 @app.command()
 def track(
-    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+    configfiles: ConfigFiles = [Path("config/shapes.yaml")],  # noqa: B006
 ) -> None:
     """Log to MLflow the records that it does not have yet; the workflow does this by itself."""
-    import yaml
-
     from ibsgl import tracking
 
-    loaded = configuration.load(yaml.safe_load(configfile.read_text()))
+    loaded = _config(configfiles)
     tracking.flush(loaded.name, Path(f"results/{loaded.name}/records"), loaded.model_dump(mode="json"))
 
 
 @app.command()
 def plan(
-    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+    configfiles: ConfigFiles = [Path("config/shapes.yaml")],  # noqa: B006
     images: Annotated[
         list[str], typer.Option("--images", help="<list>=<images>, for data that is not there. Repeatable.")
     ] = [],  # noqa: B006
@@ -858,7 +875,6 @@ def plan(
     out: Annotated[Path | None, typer.Option("--json", help="Write the numbers there too.")] = None,
 ) -> None:
     """What a run will cost, before anything runs: pairs, passes, FLOPs, disk, and the time on this machine."""
-    import yaml
     from rich.console import Console
 
     from ibsgl import plan as planning
@@ -869,7 +885,7 @@ def plan(
         if not number.isdigit():
             raise typer.BadParameter(f"{item!r} is not <list>=<images>, like test=4952", param_hint="--images")
         counts[name] = int(number)
-    loaded = configuration.load(yaml.safe_load(configfile.read_text()), data=False)
+    loaded = _config(configfiles, data=False)
     made = planning.plan(loaded, counts, calibrate)
     if out is not None:
         with _written(out) as temporary:
@@ -881,15 +897,13 @@ def plan(
 @app.command()
 def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
-    configfile: Annotated[Path, typer.Option("--config", help="The config file.")] = Path("config/shapes.yaml"),
+    configfiles: ConfigFiles = [Path("config/shapes.yaml")],  # noqa: B006
     where: Annotated[
         list[str], typer.Option("--where", help="model=…, network=…, group=…, number=…. Repeatable.")
     ] = [],  # noqa: B006
 ) -> None:
     """Print the settings that a step of this config depends on, ready for --settings."""
-    import yaml
-
-    loaded = configuration.load(yaml.safe_load(configfile.read_text()))
+    loaded = _config(configfiles)
     if step not in configuration._STEPS:
         known = ", ".join(configuration._STEPS)
         raise typer.BadParameter(f"there is no step {step!r}; take one of {known}", param_hint="STEP")

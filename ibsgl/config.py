@@ -117,7 +117,7 @@ class Data(_Section):
     @model_validator(mode="after")
     def _download_goes_with_voc(self) -> Data:
         if self.download and self.source != "voc":
-            raise ValueError("download: the built-in data set is generated; remove the key or set source: voc")
+            raise ValueError("download: only data in VOC layout can be fetched; remove the key or set source: voc")
         for split in (self.splits.train, self.splits.test) if self.download else ():
             if split not in self.download.images:
                 raise ValueError(f"download.images: say how many images the list {split!r} has")
@@ -309,7 +309,7 @@ class Config(_Section):
         for key in override:
             if key not in _OVERRIDABLE:
                 raise ConfigError(f"models.{model}.override.{key}: only {', '.join(_OVERRIDABLE)} can be overridden")
-        return parse(_merge(self.model_dump(), override), f"models.{model}.override.") if override else self
+        return parse(merge(self.model_dump(), override), f"models.{model}.override.") if override else self
 
     def network(self, model: str) -> dict[str, Any]:
         """What it takes to build network ``model``."""
@@ -368,7 +368,7 @@ class Config(_Section):
             },
         }
 
-    def variants(self) -> list[str]:
+    def variants(self, model: str) -> list[str]:
         """The variants in force of every metric and of the guidance, a line each, for under a table."""
         metrics, guidance = self.metrics, self.guidance
         miou = {
@@ -380,7 +380,12 @@ class Config(_Section):
             "scale": f"the image times the map scaled to [0, 1], on {metrics.kept.fill}",
         }[metrics.kept.mode]
         bbox = {"strict": "strictly above the N-th value", "index": "exactly N pixels, ties by index"}[metrics.bbox]
+        from ibsgl.network import TORCHVISION_NETWORKS
+
+        network = self.models[model]
+        whose = f", {network.source}'s" if network.arch in TORCHVISION_NETWORKS else ""
         return [
+            f"Network: {network.arch}{whose}. The published baseline figures are of TorchRay's networks.",
             f"Region: the class's {metrics.region}, difficult objects: {self.data.difficult}. "
             f"mIoU: {miou}. Bbox: {bbox}.",
             f"AD and AI: {kept}; {metrics.average_drop} drop.",
@@ -436,7 +441,7 @@ class Config(_Section):
         ]
 
     def check(self, data: bool = True) -> Config:
-        """Everything that a schema cannot see: networks, methods, their settings, with ``data`` its folder too.
+        """Everything that a schema cannot see: networks, methods, their settings, with ``data`` its folder and files too.
 
         Raises :class:`ConfigError`.
         """
@@ -449,7 +454,7 @@ class Config(_Section):
             except ValueError as error:
                 raise ConfigError(f"models.{name}.arch: {error}") from error
             named = is_torchvision_weights(model.weights)
-            if model.weights is not None and not named and not Path(model.weights).is_file():
+            if data and model.weights is not None and not named and not Path(model.weights).is_file():
                 raise ConfigError(f"models.{name}.weights: there is no file {model.weights!r}")
             if model.source == "torchray":
                 if model.weights is None:
@@ -589,11 +594,12 @@ _STEPS = {
 }
 
 
-def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``override`` on top, key by key at every level; lists are replaced."""
     merged = copy.deepcopy(dict(base))
     for key, value in override.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

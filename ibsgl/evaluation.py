@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.guidance import localization_losses
 from ibsgl.metrics import deletion, faithfulness, localization
 from ibsgl.metrics.classification import accuracy
-from ibsgl.network import SplitNetwork, autocast, chunked, evaluating, shared_gradient
+from ibsgl.network import SplitNetwork, autocast, chunked, evaluating, in_pieces, shared_gradient
 from ibsgl.randomness import generator
 from ibsgl.training import predict
 
@@ -63,10 +64,11 @@ def _saliency(
     statistics: FeatureStatistics | None,
 ) -> torch.Tensor:
     """The method's maps (B,H,W) float32 of one batch; in smaller batches where the memory does not hold it."""
-    generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"]]
 
     def run(start: int, stop: int) -> torch.Tensor:
         part, context = slice(start, stop), {}
+        # New ones each time: those of a piece that is run again have been drawn from.
+        generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"][part]]
         if "statistics" in method.requires:
             context["statistics"] = statistics
         if "region" in method.requires:
@@ -74,7 +76,7 @@ def _saliency(
         # The batch itself and no view of it: methods that see the same tensor may share its pass.
         whole = stop - start == len(rows)
         inputs = (images, targets) if whole else (images[part], targets[part])
-        return method(network, *inputs, generators[part], **context).float()
+        return method(network, *inputs, generators, **context).float()
 
     return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
 
@@ -215,7 +217,7 @@ def score_maps(
 
     def target_probability(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with autocast(device):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
+            logits = in_pieces(network, images.contiguous(memory_format=torch.channels_last))
         return network.probabilities(logits.float()).gather(1, targets[:, None]).squeeze(1)
 
     # More shards than images: an empty one is as good as any other.
@@ -260,11 +262,28 @@ def bottleneck_maps(
     maps = []
     with evaluating(network):
         for rows, images, targets in _batches(data, pairs, batch_size, device, "bottleneck"):
-            generators = [generator(seed, "bottleneck", image_id, device=device) for image_id in rows["image_id"]]
-            with torch.no_grad(), autocast(device):
-                features = network.stem(images)
-            maps.append(method.feature_saliency(network, features.float(), targets, statistics, generators).cpu())
+            run = partial(_bottleneck_maps, network, rows, images, targets, method, statistics, seed)
+            maps += [part.cpu() for part in chunked(run, len(rows), len(rows), device)]
     return torch.cat(maps)
+
+
+def _bottleneck_maps(
+    network: SplitNetwork,
+    rows: pd.DataFrame,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    method: Attribution,
+    statistics: FeatureStatistics,
+    seed: int,
+    start: int,
+    stop: int,
+) -> torch.Tensor:
+    """L^ib (n,h,w) of the rows ``start`` … ``stop`` of a batch."""
+    part = slice(start, stop)
+    generators = [generator(seed, "bottleneck", image_id, device=images.device) for image_id in rows["image_id"][part]]
+    with torch.no_grad(), autocast(images.device):
+        features = network.stem(images[part])
+    return method.feature_saliency(network, features.float(), targets[part], statistics, generators)
 
 
 def guidance_effect(
@@ -294,7 +313,7 @@ def guidance_effect(
         start = 0
         for rows, images, targets in _batches(data, pairs, batch_size, device, "guidance effect"):
             with torch.no_grad(), autocast(device):
-                features = network.stem(images)
+                features = in_pieces(network.stem, images)
             labels = torch.stack([held_out_labels[i] for i in rows["image_id"]]).to(device)
             l_ce, l_ss, _ = localization_losses(
                 network.head,
@@ -332,7 +351,8 @@ def deletion_curves(
     """Figure 4: one row per (pair, repeat, fraction) with the target's ``probability``; ``maps`` are of one method."""
     fractions = np.linspace(0, 1, settings.points)
     fill = network.mean.to(device) if settings.fill == "mean" else torch.zeros(3, 1, 1, device=device)
-    frames = [pd.DataFrame(columns=["image_id", "class_name", "repeat", "fraction", "probability"])] * maps.pairs.empty
+    numbers = {"repeat": int, "fraction": float, "probability": float}
+    frames = [pd.DataFrame(columns=["image_id", "class_name", *numbers]).astype(numbers)] * maps.pairs.empty
     with evaluating(network), torch.inference_mode(), autocast(device):
         batches = _batches(data, maps.pairs, batch_size, device, "deletion")
         for (rows, images, targets), of_methods in zip(batches, maps.batches(batch_size), strict=True):

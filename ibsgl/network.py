@@ -24,6 +24,9 @@ from ibsgl.weights import load_state, read_state
 
 T = TypeVar("T")
 
+# Images. VGG's first maps of so many at 224 pixels have fewer than 2³¹ numbers, what some kernels can count to.
+LARGEST_CHUNK = 512
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -190,10 +193,10 @@ def chunked(run: Callable[[int, int], T], total: int, chunk: int, device: torch.
     """``run(start, stop)`` over 0 … ``total``, ``chunk`` at a time, in order.
 
     Where the device runs out of memory, the same piece is run again in halves and the chunks stay small. On CUDA they
-    double as long as the memory that the last one took fits twice into what is free: ``run`` must change nothing before
-    it is done, and its results may differ with the chunk by rounding only.
+    double, up to ``LARGEST_CHUNK``, as long as the memory that the last one took fits twice into what is free. ``run``
+    must change nothing before it is done, and its results may differ with the chunk by rounding only.
     """
-    start = 0
+    start, limit = 0, max(chunk, LARGEST_CHUNK)
     while start < total:
         stop, before = min(start + chunk, total), _memory(device)
         try:
@@ -204,7 +207,7 @@ def chunked(run: Callable[[int, int], T], total: int, chunk: int, device: torch.
             result = None
         # Outside of the handler, where the traceback no longer holds the failed piece's tensors.
         if result is None:
-            chunk = (stop - start) // 2
+            chunk = limit = (stop - start) // 2
             _forget(device)
             continue
         yield result
@@ -213,8 +216,13 @@ def chunked(run: Callable[[int, int], T], total: int, chunk: int, device: torch.
             taken = torch.cuda.max_memory_allocated(device) - before
             # What torch holds in reserve and does not use is free too; a tenth is kept for fragments.
             spare = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - total_memory // 10
-            chunk *= 2 if 2 * taken < spare else 1
+            chunk = min(2 * chunk, limit) if 2 * taken < spare else chunk
         start = stop
+
+
+def in_pieces(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """``function(images)``, in smaller batches where memory does not hold it."""
+    return torch.cat(list(chunked(lambda a, b: function(images[a:b]), len(images), max(1, len(images)), images.device)))
 
 
 def _memory(device: torch.device) -> int | None:

@@ -487,6 +487,10 @@ def disk(config: Config, data: DataFacts, networks: list[NetworkFacts]) -> dict[
     pairs = data.splits["train"].pairs + data.splits["held_out"].pairs
     parts = {
         "archives": sum(archive.bytes for archive in config.data.download.archives) if config.data.download else 0,
+        # Pictures do not become smaller by being packed.
+        "data, unpacked": sum(archive.bytes for archive in config.data.download.archives)
+        if config.data.download
+        else 0,
         "weights": sum(len(NETWORKS) * network.bytes for network in networks),
         # Two sums in float64.
         "feature statistics": sum(

@@ -21,7 +21,7 @@ from ibsgl.bottleneck import FeatureStatistics, bottleneck_saliency
 from ibsgl.config import Bottleneck, Guidance, Suppression, Training
 from ibsgl.guidance import feature_divergence, guidance_target, localization_loss
 from ibsgl.metrics.classification import classification_score
-from ibsgl.network import SplitNetwork, autocast
+from ibsgl.network import SplitNetwork, autocast, in_pieces
 from ibsgl.randomness import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def predict(network: SplitNetwork, data: VOCData, split: str, batch_size: int, d
     """Logits (N,K) on the CPU for every image of ``split``, in evaluation mode."""
     network.eval()
     with torch.inference_mode(), autocast(device):
-        logits = [network(images.to(device)).float().cpu() for _, images in data.batches(data.ids(split), batch_size)]
+        logits = [
+            in_pieces(network, images.to(device)).float().cpu()
+            for _, images in data.batches(data.ids(split), batch_size)
+        ]
     return torch.cat(logits)
 
 
@@ -69,7 +72,7 @@ def feature_statistics(
     ids = data.ids("train")
     with torch.inference_mode(), tqdm(total=len(ids), desc="feature statistics", unit="image", disable=None) as bar:
         for batch_ids, images in data.batches(ids, batch_size):
-            statistics.update(network.stem(images.to(device)))
+            statistics.update(in_pieces(network.stem, images.to(device)))
             bar.update(len(batch_ids))
     return statistics.to("cpu")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,50 @@ def test_floors_run_the_passes_that_were_asked_for(speed):
     asked = {"stem": 40, "head": 150, "stem_backward": 3, "head_backward": 143}
     bench.floor(speed.Passes(**asked))()
     assert passed == asked
+
+
+def test_the_reproductions_methods_are_timed_on_any_device(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    out = tmp_path / "scale.json"
+    arguments = ["--config", str(ROOT / "tests" / "configs" / "tiny.yaml"), "--device", "cpu", "--images", "2"]
+    done = CliRunner().invoke(scale.app, [*arguments, "--batch", "2", "--out", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    written = json.loads(out.read_text())
+    assert [(row["model"], row["method"]) for row in written["rows"]] == [
+        (model, method)
+        for model in ("resnet", "vgg")
+        for method in ("Grad-CAM", "RISE", "Eq. 3 (HiResCAM)", "Information bottleneck (L^ib)")
+    ]
+    for row in written["rows"]:
+        assert row["hours"] == pytest.approx(row["seconds_per_image"] * 4952 / 3600)
+        assert row["flops_per_second"] > 0
+        assert row["method"] in done.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_one_line(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    done = CliRunner().invoke(scale.app, [])
+    assert done.exit_code == 2
+    assert "torch sees no GPU here; give --device cpu" in done.output
+
+
+def test_the_cores_time_is_shared_out(monkeypatch, tmp_path):
+    """Two jobs of 4 and 2 seconds on two cores within 5: 10 core-seconds, 4 without a job, half a second to start each."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import overhead
+
+    for name, seconds, end in (("net/maps/guided/rise/0", 4, 100), ("table1", 2, 101)):
+        file = tmp_path / "benchmarks" / f"{name}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"s\tcpu_time\n{seconds}\t1\n")
+        os.utime(file, (end, end))
+    monkeypatch.setattr(overhead, "start_seconds", lambda modules, cores: 0.5)
+    assert [overhead.kind(name) == overhead.HEAVY for name in overhead.jobs_of(tmp_path)["name"]] == [True, False]
+    done = CliRunner().invoke(overhead.app, [str(tmp_path)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [line.split()[-1] for line in done.output.splitlines()[-3:]] == ["50.0%", "10.0%", "40.0%"]

@@ -58,7 +58,7 @@ def test_the_default_config_is_valid():
         ({"methods__gradient": {}}, "methods: gradient is in every table anyway"),
         ({"data__source": "voc"}, "data: root: give the folder"),
         ({"data__source": "voc", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
-        ({"data__download": DOWNLOAD}, "data: download: the built-in data set is generated"),
+        ({"data__download": DOWNLOAD}, "data: download: only data in VOC layout can be fetched"),
         (
             {"data__source": "voc", "data__root": "nowhere", "data__download": DOWNLOAD | {"images": {"test": 1}}},
             "data: download.images: say how many images the list 'trainval' has",

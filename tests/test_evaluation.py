@@ -147,6 +147,36 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(data, network):
     torch.testing.assert_close(maps["hungry"], data.images(list(pairs["image_id"])).mean(1))
 
 
+@pytest.mark.parametrize("name", ["rise", "bottleneck"])
+def test_memory_that_runs_out_late_changes_no_draw(data, network, name, monkeypatch):
+    """The first attempt fails after the images' generators have been drawn from."""
+    pairs, whole = data.pairs("test"), maps(data, network, name, data.pairs("test"), 9)
+    method = type(attribution.get(name))
+    call, failed = method.__call__, []
+
+    def fail_once(self, *arguments, **context):
+        found = call(self, *arguments, **context)
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(method, "__call__", fail_once)
+    torch.testing.assert_close(maps(data, network, name, pairs, 9), whole, rtol=1e-4, atol=1e-5)
+    assert failed
+
+
+def test_an_empty_shard_does_no_harm(data, network, stored):
+    none = data.pairs("test").iloc[:0]
+    read = stored(none, {"gradient": torch.zeros(0, 32, 32)})
+    options = {"batch_size": 4, "device": CPU}
+    assert evaluation.score_maps(network, data, read, config.Metrics(), **options).empty
+    settings = config.Deletion(points=3, repeats=2)
+    empty = evaluation.deletion_curves(network, data, read, settings, r=0.35, seed=0, **options)
+    assert empty.empty
+    assert pd.concat([empty, empty])["probability"].dtype == float
+
+
 def test_scores_by_hand(data, network, stored):
     """The whole image as map, and the box as map."""
     pairs = data.pairs("test")

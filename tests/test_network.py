@@ -178,6 +178,27 @@ def test_chunks_that_do_not_fit_are_run_again_in_halves():
         list(chunked(lambda start, stop: run(0, 3), 1, 1, torch.device("cpu")))
 
 
+def test_chunks_that_did_not_fit_once_stay_small(monkeypatch):
+    """On a card that says it has room for more, and has not."""
+    sizes = []
+
+    def run(start, stop):
+        sizes.append(stop - start)
+        if stop - start > 6:
+            raise torch.OutOfMemoryError
+
+        return stop - start
+
+    for name, value in (("_memory", 0), ("_forget", None)):
+        monkeypatch.setattr(f"ibsgl.network.{name}", lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 10**9))
+    for name in ("max_memory_allocated", "memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    assert sum(list(chunked(run, 30, 2, torch.device("cuda")))) == 30
+    assert sizes == [2, 4, 8, 4, 4, 4, 4, 4, 4][: len(sizes)]
+    assert sizes.count(8) == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_chunks_grow_on_cuda_while_memory_lasts():
     def run(start, stop):

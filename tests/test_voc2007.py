@@ -83,7 +83,7 @@ def test_its_tables_are_comparable_with_the_published_ones(voc2007, number):
 
 def test_torchrays_networks_go_on_top(voc2007):
     overlay = yaml.safe_load(VOC2007.with_name("torchray.yaml").read_text(encoding="utf-8"))
-    merged = config.parse(config._merge(yaml.safe_load(VOC2007.read_text(encoding="utf-8")), overlay))
+    merged = config.parse(config.merge(yaml.safe_load(VOC2007.read_text(encoding="utf-8")), overlay))
     assert [(model.arch, model.source) for model in merged.models.values()] == [
         ("resnet50", "torchray"),
         ("vgg16", "torchray"),
@@ -123,7 +123,7 @@ def served(tmp_path):
     server.shutdown()
 
 
-# Sizes and nothing else: of the images, the networks, the trainings and the methods.
+# Sizes and nothing else: of the images, the networks (the small ones, which have no ImageNet weights), trainings and methods.
 SIZES = {
     "device": "cpu",
     "batch_size": 8,

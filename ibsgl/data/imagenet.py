@@ -255,6 +255,10 @@ def build_index(root: Path, *, train: int, test: int | None, held_out: float, se
                     continue
                 rows[split].append({"class_name": names[synset], "target": number_of[synset], **facts})
                 digests.append((split, path.stem, synset, sha256))
+    ids = [row["image_id"] for of_split in rows.values() for row in of_split]
+    if len(set(ids)) < len(ids):
+        twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise ValueError(f"{root}: two images are called {twice!r}; an image is known by its name, so give them others")
     if len(contradicted) > len(rows["test"]):
         raise ValueError(
             f"{root}: {len(contradicted)} images of val have boxes, but none of their class, first {contradicted[0]}; are the "

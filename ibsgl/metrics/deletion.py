@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating
+from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
 from ibsgl.randomness import Generators, draw
 from ibsgl.suppression import top_fraction_mask
 
@@ -68,9 +68,10 @@ def deletion_curve(
     counts = torch.tensor([round(fraction * area) for fraction in fractions], device=order.device)
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
 
-    curve = torch.empty(batch * repeats * len(fractions), device=images.device)
     with evaluating(network), torch.inference_mode():
-        for job in torch.arange(len(curve), device=images.device).split(chunk):
+
+        def run(start: int, stop: int) -> torch.Tensor:
+            job = torch.arange(start, stop, device=images.device)
             image, repeat, step = (
                 job // (repeats * len(fractions)),
                 job // len(fractions) % repeats,
@@ -78,8 +79,10 @@ def deletion_curve(
             )
             deleted = (turn[image, repeat] < counts[step, None]).view(-1, 1, height, width)
             logits = network(torch.where(deleted, background, images[image]))
-            curve[job] = network.probabilities(logits).gather(1, targets[image, None])[:, 0].float()
-    return curve.view(batch, repeats, len(fractions))
+            return network.probabilities(logits).gather(1, targets[image, None])[:, 0].float()
+
+        parts = list(chunked(run, batch * repeats * len(fractions), chunk, images.device))
+    return torch.cat(parts).view(batch, repeats, len(fractions))
 
 
 def area_under(curve: torch.Tensor, fractions: Sequence[float]) -> torch.Tensor:
