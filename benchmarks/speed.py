@@ -51,7 +51,7 @@ BATCHES = (1, 4, CHUNK)
 # Times that everything is run in turns, if the row's seconds allow.
 ROUNDS = 7
 # Masks, steps and channels of the table, and of the growth.
-MASKS, STEPS, ITERATIONS, CHANNELS = 32, 8, 3, 32
+MASKS, STEPS, ITERATIONS, CHANNELS = 16, 8, 3, 16
 GROWTH = {"images": (1, 4, 16, 64), "classes": (1, 2, 4), "masks": (16, 64, 256), "channels": (16, 64, 256)}
 NETWORKS = ("resnet50", "vgg16")
 CAMS = ("gradcam", "gradcam_pp", "gradient")
@@ -612,7 +612,7 @@ def main(
     growth_limit: Annotated[
         int, typer.Option(min=0, help="Largest number of images, masks, channels there; 0: none.")
     ] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a training step.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a training step.")] = 8,
     seconds: Annotated[float, typer.Option(min=0, help="What a row may spend on further rounds after the first.")] = 6,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU; 0: as torch chooses.")] = 0,
