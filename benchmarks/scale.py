@@ -6,6 +6,7 @@ hours for the test images of VOC 2007, one class each. Needs no data and no down
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +136,8 @@ def main(
         table.add_row(
             row["model"], row["method"], f"{row['seconds_per_image']:.4g}", *shown, peak, f"{row['hours']:.3g}"
         )
-    console = Console()
     # A pipe has no width of its own.
-    console.print(table, width=None if console.is_terminal else 120)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"device": name, "images": images, "rows": rows}, indent=1) + "\n")
 
