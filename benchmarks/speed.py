@@ -283,6 +283,7 @@ def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
         bench.network.zero_grad(set_to_none=True)
         row |= {
             "rounds": len(spent["ours"]),
+            "floor_batch": bench.batch,
             "seconds": median(spent["ours"]) / case.images,
             "floor": median(spent["floor"]) / case.images,
             "efficiency": ratio(spent, "floor", "ours"),
