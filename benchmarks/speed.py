@@ -556,13 +556,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         axis.set_yticks([place + height * (len(networks) - 1) / 2 for place in range(len(names))], names)
         axis.invert_yaxis()
     left.set(title="Efficiency: bare passes / method", xlabel="1: nothing but the passes")
-    left.legend()
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     middle.set(title="Times as fast as the reference implementation", xscale="log")
     for row in result["growth"]:
         numbers = [n / row["numbers"][0] for n in row["numbers"]]
         right.plot(numbers, row["times"], marker="o", label=f"{row['method']}, {row['kind']} from {row['numbers'][0]}")
     right.set(title="Growth", xlabel="times as many", ylabel="times as long", xscale="log", yscale="log")
-    right.legend(fontsize="small")
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
