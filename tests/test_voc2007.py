@@ -1,20 +1,12 @@
-"""The reproduction: its settings are the published ones, and its graph goes from the archives to the four tables."""
+"""The reproduction's settings are the published ones; test_workflow.py runs its graph on a stand-in for the data."""
 
-import os
 import re
-import subprocess
-import sys
-import threading
 from dataclasses import asdict
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
-from voc_double import CLASSES, make_archives
 
 from ibsgl import attribution, config, tables
 
@@ -105,79 +97,3 @@ def test_the_archives_are_those_that_torchvision_knows(voc2007):
     # http://host.robots.ox.ac.uk/pascal/VOC/history.html: 9963 images in train, validation and test.
     assert sum(voc2007.data.download.images.values()) == 9963
     assert voc2007.test_images == 4952
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A stand-in's archives behind a server: (address, entries of the config)."""
-    folder = tmp_path / "served"
-    entries = make_archives(folder, {"trainval": 60, "test": 24})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", entries
-    server.shutdown()
-
-
-# Sizes and nothing else: of the images, the networks (the small ones, which have no ImageNet weights), trainings and methods.
-SIZES = {
-    "device": "cpu",
-    "batch_size": 8,
-    "shard_size": 24,
-    "models": {
-        name: {"arch": arch, "weights": None, "image_size": 32, "options": {"width": 2}, "override": {}}
-        for name, arch in (("resnet50", "resnet_small"), ("vgg16", "vgg_small"))
-    },
-    "classifier": {"epochs": 1},
-    "bottleneck": {"steps": 2, "samples": 2},
-    "guidance": {"steps": 1, "training": {"epochs": 1}},
-    "methods": {
-        "extremal_perturbation": {"iterations": 2},
-        "rise": {"masks": 8},
-        "integrated_gradients": {"steps": 2},
-    },
-    "deletion": {"points": 2, "repeats": 1},
-    "figures": {"examples": 1},
-    "tables": {"resamples": 100},
-}
-
-
-def test_a_stand_in_goes_from_the_archives_to_the_four_tables(voc2007, served, tmp_path):
-    address, entries = served
-    folder = tmp_path / "clone"
-    (folder / "results").mkdir(parents=True)
-    for name in ("Snakefile", "workflow", "config", "profiles", "environment.yml", "results/published"):
-        (folder / name).symlink_to(ROOT / name)
-    download = {"mirrors": [address], "archives": entries, "images": {"trainval": 60, "test": 24}}
-    (folder / "sizes.yaml").write_text(yaml.safe_dump(SIZES | {"data": {"download": download}}))
-    run = subprocess.run(
-        [Path(sys.executable).with_name("snakemake"), "--configfile", VOC2007, folder / "sizes.yaml"],
-        cwd=folder,
-        env=os.environ | {"NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    results = folder / "results" / "voc2007"
-    scores = pd.read_parquet(results / "resnet50" / "scores" / "pretrained.parquet")
-    pairs = pd.read_parquet(results / "index.parquet").query("split == 'test'")
-    assert pairs["image_id"].nunique() == 24
-    assert len(pairs) > 24
-    assert (scores.groupby("method").size() == len(pairs)).all()
-    assert set(scores["class_name"]) <= set(CLASSES)
-    for number in (1, 2, 3, 4):
-        table = pd.read_csv(results / "tables" / f"table{number}.csv")
-        ran = table[table["value"] != tables.NOT_RUN]
-        assert set(ran["method"]) == {*voc2007.methods, *config.OWN_METHODS, *config.CONTROL_METHODS}
-        assert set(table["method"]) - set(ran["method"]) == {"sise"}
-        caption = (results / "tables" / f"table{number}.md").read_text()
-        assert "not comparable" in caption
-    for number in (2, 3, 4):
-        assert (results / "figures" / f"figure{number}.png").stat().st_size > 0
-    classes = pd.read_csv(results / "tables" / "classification_resnet50.csv")
-    assert set(CLASSES) <= set(classes["class"])
