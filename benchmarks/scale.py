@@ -126,7 +126,7 @@ def main(
                         "hours": seconds / images * VOC2007_TEST / 3600,
                     }
                 )
-    table = Table(title=f"{name}, {images} images in a batch, published settings where the config has them", box=None)
+    table = Table(title=f"{name}, config {config.name!r}, {images} images in a batch", box=None)
     for heading in ("network", "method", "s / image", "TFLOP/s", "of bare forward", "peak GB", f"h / {VOC2007_TEST}"):
         table.add_column(heading, justify="left" if heading in ("network", "method") else "right", no_wrap=True)
     for row in rows:

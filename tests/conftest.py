@@ -5,10 +5,15 @@ import os
 # Before torch is loaded: on tensors this small a second thread only waits, and on a busy machine it spins.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+from ibsgl.data.loading import VOCData
+from ibsgl.data.shapes import generate
+from ibsgl.data.voc import build_index
 from ibsgl.network import SplitNetwork, build_network
 
 
@@ -49,3 +54,16 @@ def images() -> torch.Tensor:
 def targets() -> torch.Tensor:
     """A class for each of ``images``."""
     return torch.tensor([2, 0, 3])
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory) -> Callable[..., VOCData]:
+    """``small_shapes(trainval, test)`` → the built-in data at 32 pixels, a third of its training images held out."""
+
+    def make(trainval: int, test: int) -> VOCData:
+        root = tmp_path_factory.mktemp("shapes") / "VOC2007"
+        generate(root, seed=0, trainval=trainval, test=test, size=32, progress=False)
+        splits = {"train": "trainval", "test": "test"}
+        return VOCData(build_index(root, splits=splits, held_out=1 / 3, seed=0), root, 32)
+
+    return make

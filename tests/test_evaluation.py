@@ -9,9 +9,6 @@ import torch
 
 from ibsgl import attribution, config, evaluation
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.data.loading import VOCData
-from ibsgl.data.shapes import generate
-from ibsgl.data.voc import build_index
 from ibsgl.guidance import saliency_cross_entropy
 from ibsgl.network import build_network
 from ibsgl.randomness import generator
@@ -21,10 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("shapes") / "VOC2007"
-    generate(root, seed=0, trainval=30, test=9, size=32, progress=False)
-    return VOCData(build_index(root, splits={"train": "trainval", "test": "test"}, held_out=0.3, seed=0), root, 32)
+def data(small_shapes):
+    return small_shapes(trainval=30, test=9)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+import small_methods
 import torch
 import yaml
 from rich.console import Console
@@ -15,7 +16,6 @@ from typer.testing import CliRunner
 
 from ibsgl import attribution, cli, config, evaluation, plan, training
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.data.loading import VOCData
 from ibsgl.data.shapes import generate
 from ibsgl.data.voc import build_index
 from ibsgl.network import SplitNetwork, build_network
@@ -28,21 +28,10 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "configs" / "tiny.yaml"
 VOC2007 = ROOT / "config" / "voc2007.yaml"
 SIZE = 48
-# Registered name → settings small enough for a test.
-METHODS = {
-    "gradient": {},
-    "bottleneck": {"steps": 3, "samples": 2},
-    "center": {},
-    "random": {},
-    "oracle": {},
-    "gradcam": {},
-    "gradcam_pp": {},
-    "score_cam": {"chunk": 5},
-    "rise": {"masks": 12, "cells": 3, "chunk": 5},
+# Several areas and chunks count too; all nodes of the integral at once, for a single one would need no matrix product.
+METHODS = small_methods.METHODS | {
     "extremal_perturbation": {"iterations": 3, "areas": (0.1, 0.3)},
-    # All nodes at once: a single one would need no matrix product to be weighted.
     "integrated_gradients": {"steps": 5, "chunk": 30},
-    "fullgrad": {},
 }
 
 
@@ -182,11 +171,8 @@ def test_counting_is_torchs_own(arch):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("shapes") / "VOC2007"
-    generate(root, seed=0, trainval=12, test=6, size=32, progress=False)
-    index = build_index(root, splits={"train": "trainval", "test": "test"}, held_out=1 / 3, seed=0)
-    return VOCData(index, root, 32)
+def data(small_shapes):
+    return small_shapes(trainval=12, test=6)
 
 
 @pytest.fixture

@@ -6,9 +6,6 @@ import torch
 from ibsgl import training
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.config import Bottleneck, Classifier, Divergence, Guidance, Suppression, Training
-from ibsgl.data.loading import VOCData
-from ibsgl.data.shapes import generate
-from ibsgl.data.voc import build_index
 from ibsgl.guidance import feature_divergence, guidance_target
 from ibsgl.network import build_network
 
@@ -16,11 +13,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("shapes") / "VOC2007"
-    generate(root, seed=0, trainval=36, test=12, size=32, progress=False)
-    index = build_index(root, splits={"train": "trainval", "test": "test"}, held_out=1 / 3, seed=0)
-    return VOCData(index, root, 32)
+def data(small_shapes):
+    return small_shapes(trainval=36, test=12)
 
 
 def network(multilabel=False):

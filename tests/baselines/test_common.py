@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
+from small_methods import METHODS
 from torch import nn
 
 from ibsgl import attribution
@@ -12,21 +13,6 @@ from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.network import SplitNetwork
 from ibsgl.randomness import generator
 
-# Registered name → settings small enough for a test.
-METHODS = {
-    "gradient": {},
-    "bottleneck": {"steps": 3, "samples": 2},
-    "center": {},
-    "random": {},
-    "oracle": {},
-    "gradcam": {},
-    "gradcam_pp": {},
-    "score_cam": {"chunk": 5},
-    "rise": {"masks": 24, "cells": 3, "chunk": 5},
-    "extremal_perturbation": {"iterations": 3},
-    "integrated_gradients": {"steps": 5, "chunk": 4},
-    "fullgrad": {},
-}
 WITHOUT_NETWORK = {"center", "random", "oracle"}
 CHUNKED = ["score_cam", "rise", "extremal_perturbation", "integrated_gradients"]
 
