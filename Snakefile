@@ -1,11 +1,11 @@
 # The benchmark as a graph: data → classifier → statistics → L^ib → guided and control → maps → scores → tables and figures.
-# `snakemake --cores all` makes everything; `snakemake table3` one table; `snakemake --list-rules` says what there is.
+# `snakemake --cores all` makes everything, `snakemake table3` one table. `snakemake --list-rules` lists the targets.
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
-# The default, unless the command line brings a config of its own: Snakemake would merge the two, key by key.
+# The default, if the command line names no config. Otherwise Snakemake would merge the two, key by key.
 if "models" not in config:
 
     configfile: "config/shapes.yaml"
@@ -26,9 +26,9 @@ rule all:
         EFFECTS,
 
 
-# MLflow is fed by one process beside the jobs, from the records that they write; see ibsgl/tracking.py.
+# One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.py.
 onstart:
-    # Only a dry run beside this one can still hold it, and not for long.
+    # Only a dry run beside this one can still hold the lock, and not for long.
     RUNNING.acquire(timeout=60)
     if workflow.executor_plugin.name == "slurm":
         if leftovers := slurm.cancel_leftovers():

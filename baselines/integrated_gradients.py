@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
-from ibsgl.passes import Cost, Passes
+from ibsgl.attribution import Cost, Passes
+from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating
 from ibsgl.randomness import Generators
 
 
@@ -20,11 +20,11 @@ class IntegratedGradients:
 
         a_i = (x_i − x⁰_i) ∫₀¹ ∂f/∂x_i (x⁰ + t (x − x⁰)) dt        (Eq. 1)
 
-    The attribution of a pixel is summed over colour and rectified by its absolute value.
+    The map is the absolute value of the sum over the colours.
 
     Args:
         steps: quadrature nodes t (published: 50).
-        chunk: images a forward pass; bounds the memory and leaves the result as it is, but for rounding.
+        chunk: images per pass. It limits the memory and changes results only by rounding.
     """
 
     label: ClassVar[str] = "Integrated Gradients"
@@ -39,21 +39,22 @@ class IntegratedGradients:
             raise ValueError(f"integrated_gradients: chunk must be at least 1, not {self.chunk}")
 
     def cost(self, channels: int) -> Cost:
-        """A pass and its gradient at every node."""
+        """One pass and its gradient at every node."""
         return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * self.steps)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
-        """Images (B,3,H,W) and targets (B,) → |Σ_colour a| (B,H,W) in units of the logit; ``generator`` is not used."""
+        """Images (B,3,H,W) and targets (B,) → |Σ_colour a| (B,H,W) in units of the logit. ``generator`` is not used."""
         return self.attributions(network, images, targets).sum(1).abs()
 
     def attributions(self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Signed attributions a (B,3,H,W); those of an image add up to f(x) − f(0) but for the quadrature's error."""
+        """Signed attributions a (B,3,H,W). Their sum over an image is f(x) − f(0), up to the error of the quadrature."""
         check_batch(images, targets)
-        nodes, weights = np.polynomial.legendre.leggauss(self.steps)
-        nodes = torch.as_tensor((nodes + 1) / 2).to(images)
-        weights = torch.as_tensor(weights / 2).to(images)
+        # Nodes and weights for an integral from −1 to 1.
+        symmetric_nodes, symmetric_weights = np.polynomial.legendre.leggauss(self.steps)
+        nodes = torch.as_tensor((symmetric_nodes + 1) / 2).to(images)
+        weights = torch.as_tensor(symmetric_weights / 2).to(images)
         parts = []
         with evaluating(network), torch.enable_grad():
             for block, target in zip(images.detach().split(self.chunk), targets.split(self.chunk), strict=True):
@@ -74,7 +75,7 @@ def _weighted_gradients(
     start: int,
     stop: int,
 ) -> torch.Tensor:
-    """Σ_s w_s ∇f(t_s x) (b,3,H,W) over the steps ``start`` … ``stop``."""
+    """Σ_s w_s ∇f(t_s x) (b,3,H,W) over the nodes from ``start`` to ``stop``."""
     t, weight = nodes[start:stop], weights[start:stop]
     points = (t.view(-1, 1, 1, 1, 1) * images).flatten(0, 1).requires_grad_(True)
     score = network(points).gather(1, targets.repeat(len(t))[:, None]).sum()

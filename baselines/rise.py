@@ -1,4 +1,4 @@
-"""RISE (Petsiuk, Das & Saenko, BMVC 2018): the mean of random masks, each weighted by the score of what it shows."""
+"""RISE (Petsiuk, Das & Saenko, BMVC 2018): the mean of random masks, weighted by the scores of the masked images."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups
-from ibsgl.passes import Cost, Passes
+from ibsgl.attribution import Cost, Passes
+from ibsgl.networks import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups
 from ibsgl.randomness import Generators, draw
 
 
 @dataclass(frozen=True)
 class RISE:
-    """RISE with N random masks M_i and the target's probability f (softmax; sigmoid on a multi-label network)::
+    """RISE with N random masks M_i and the target's probability f (softmax, or sigmoid on a multi-label network)::
 
         S(λ) = 1 / (N p) Σ_i f(x ∘ M_i) M_i(λ)        (Eq. 6, E[M] = p)
 
-    A mask is a grid of ``cells`` × ``cells`` independent bits, 1 with probability p, brought bilinearly to
-    (cells + 1)⌈H/cells⌉ × (cells + 1)⌈W/cells⌉ and cropped to H×W at a random shift of less than one cell (§3.2). Within
-    half a cell of the enlarged grid's border the nearest bit counts; the authors' resize mirrors the grid there.
+    A mask starts as a grid of ``cells`` × ``cells`` independent bits, which are 1 with probability p. It is resized bilinearly
+    to (cells + 1)⌈H/cells⌉ × (cells + 1)⌈W/cells⌉ and cropped to H×W at a random shift of less than one cell (§3.2). In the
+    outermost half cell of the resized grid, the value is that of the nearest bit. The authors' resize mirrors the grid there.
 
-    Passes do not depend on the class: an image that stands in neighbouring places of the batch with several targets and
-    the same draw is passed once for all.
+    The passes do not depend on the class. If an image is in neighbouring places of the batch with several targets and the same
+    draw, its passes are run once for all targets.
 
     Args:
-        masks: N (published: 4000 for VGG-16, 8000 for ResNet-50).
+        masks: number of masks (published: 4000 for VGG-16, 8000 for ResNet-50).
         cells: cells of the grid along each side (published: 7).
         p: probability that a cell is shown (published: 0.5).
-        fill: what is behind a mask, ``"black"`` (the paper's product), or ``"mean"``, the colour that the network's
-            normalisation maps to zero (the product with a normalised image, as in its authors' code).
-        chunk: masked images a forward pass; bounds the memory and leaves the result as it is, but for rounding.
+        fill: what is behind a mask: ``black``, as in the paper, or ``mean``, the colour that normalises to zero, as in
+            the authors' code.
+        chunk: images per pass. It limits the memory and changes results only by rounding.
     """
 
     label: ClassVar[str] = "RISE"
@@ -56,7 +56,7 @@ class RISE:
             raise ValueError(f"rise: fill must be black or mean, not {self.fill!r}")
 
     def cost(self, channels: int) -> Cost:
-        """A pass for every mask, shared by an image's classes."""
+        """One pass for every mask. The classes of an image share them."""
         return Cost(image=Passes(stem=1, head=1) * self.masks, mixed=True)
 
     def __call__(
@@ -64,7 +64,7 @@ class RISE:
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) in [0, 1/p], in units of the probability."""
         check_batch(images, targets)
-        # Drawn whole before any mask is made: the chunk size cannot change the draw.
+        # All numbers are drawn before the first mask is made, so that the chunk size does not change them.
         draws = draw(self._draw, len(images), generator).to(images.device)
         new = same_image_groups(images).diff().bool() | (draws[1:] != draws[:-1]).flatten(1).any(1)
         starts = [0, *(new.nonzero()[:, 0] + 1).tolist(), len(images)]
@@ -88,26 +88,26 @@ class RISE:
         start: int,
         stop: int,
     ) -> torch.Tensor:
-        """Σ_i f(x ∘ M_i) M_i (k,H·W) over the masks ``start`` … ``stop`` of one image (3,H,W) for its targets (k,)."""
+        """Σ_i f(x ∘ M_i) M_i (k,H·W) over the masks from ``start`` to ``stop``, for one image (3,H,W) and its targets (k,)."""
         masks = self._masks(numbers[start:stop], image.shape[-2:]).to(image)
         with autocast(image.device):
             logits = network(torch.lerp(fill, image, masks[:, None]))
-        # Half precision does for the network's passes, not for a sum over thousands of masks.
+        # Half precision is enough for the passes, but not for a sum over thousands of masks.
         with torch.autocast(image.device.type, enabled=False):
             return network.probabilities(logits)[:, targets].to(masks).T @ masks.flatten(1)
 
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
-        """Uniform numbers in [0,1), (N, cells² + 2): a mask's cells, row by row, and its two shifts."""
+        """Uniform numbers in [0,1), (N, cells² + 2): for each mask its cells, row by row, and its two shifts."""
         return torch.rand(self.masks, self.cells**2 + 2, generator=generator, device=generator.device)
 
     def _masks(self, numbers: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Masks (n,H,W) in [0,1] made of ``numbers`` (n, cells² + 2) as drawn."""
+        """Masks (n,H,W) in [0,1] from ``numbers`` (n, cells² + 2) of :meth:`_draw`."""
         grids = (numbers[:, :-2] < self.p).to(numbers).unflatten(1, (1, self.cells, self.cells))
         cell = [math.ceil(side / self.cells) for side in size]
         large = nn.functional.interpolate(
             grids, [(self.cells + 1) * side for side in cell], mode="bilinear", align_corners=False
         )[:, 0]
-        # u·cell may round up to cell.
+        # Rounding can give cell instead of cell − 1.
         places = [
             (numbers[:, axis, None] * cell[axis]).long().clamp_max(cell[axis] - 1)
             + torch.arange(size[axis], device=numbers.device)

@@ -1,4 +1,4 @@
-"""Score-CAM (Wang et al., CVPR Workshops 2020): channels weighted by the score of what each lets through."""
+"""Score-CAM (Wang et al., CVPR Workshops 2020): channels weighted by the score of the image that each channel masks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from ibsgl.network import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups, upsample
-from ibsgl.passes import Cost, Passes
+from ibsgl.attribution import Cost, Passes
+from ibsgl.networks import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups, upsample
 from ibsgl.randomness import Generators
 
 
@@ -16,24 +16,24 @@ from ibsgl.randomness import Generators
 class ScoreCAM:
     """Score-CAM with every channel A^k of the last convolutional layer.
 
-    H^k is A^k brought to image size bilinearly and scaled to [0,1] by its own minimum and maximum; the image seen
-    through it is X ∘ H^k, or H^k X + (1 − H^k) X_b where X_b is not black. With f^c the target's probability (softmax;
-    sigmoid on a multi-label network)::
+    H^k is A^k, resized to the image bilinearly and scaled to [0,1] by its own minimum and maximum. The masked image is X ∘ H^k,
+    or H^k X + (1 − H^k) X_b if X_b is not black. f^c is the target's probability (softmax, or sigmoid on a multi-label
+    network)::
 
         C(A^k) = f^c(X ∘ H^k) − f^c(X_b)        (the Channel-wise Increase of Confidence)
         L      = ReLU(Σ_k w_k A^k)              (Algorithm 1)
 
-    A channel that is constant over space (its range at most 8 rounding units of its largest value) has no contrast to
-    scale, H^k = 0: what it lets through is X_b itself, whose score is computed once for all. It takes part like any
-    other channel, but no pass is spent on it. Passes do not depend on the class: an image that stands in neighbouring
-    places of the batch with several targets is passed once for all.
+    A channel is constant over space if its range is at most 8 rounding units of its largest value. Then H^k = 0, and the masked
+    image is X_b. The channel counts like any other, but needs no pass, because X_b is scored once for all. The passes do
+    not depend on the class. If an image is in neighbouring places of the batch with several targets, its passes are run once
+    for all targets.
 
     Args:
-        weight: ``"increase"``, w = softmax over channels of C, the paper's Algorithm 1 (f^c(X_b) is the same for all
-            channels and cancels there); ``"probability"``, w_k = f^c(X ∘ H^k), its authors' code;
-            ``"softmax_scores"``, softmax over channels of the target's logit, as the ``grad-cam`` package does.
-        fill: X_b, ``"black"`` (published) or ``"mean"``, the colour that the network's normalisation maps to zero.
-        chunk: masked images a forward pass; bounds the memory and leaves the result as it is.
+        weight: ``increase``: w is the softmax of C over the channels, as in the paper's Algorithm 1 (f^c(X_b) cancels).
+            ``probability``: w_k = f^c(X ∘ H^k), as in the authors' code. ``softmax_scores``: w is the softmax of the target's
+            logit over the channels, as in the package ``grad-cam``.
+        fill: X_b: ``black`` (published), or ``mean``, the colour that normalises to zero.
+        chunk: images per pass. It limits the memory and changes results only by rounding.
     """
 
     label: ClassVar[str] = "Score-CAM"
@@ -51,14 +51,14 @@ class ScoreCAM:
             raise ValueError(f"score_cam: chunk must be at least 1, not {self.chunk}")
 
     def cost(self, channels: int) -> Cost:
-        """A pass for every channel that is not constant, shared by an image's classes, and one of X_b a batch."""
-        every = Passes(stem=1 + channels, head=channels)
-        return Cost(image=every, batch=Passes(stem=1, head=1), mixed=True, at_most=True)
+        """One pass for every channel that is not constant, shared by an image's classes, and one pass of X_b per batch."""
+        per_image = Passes(stem=1 + channels, head=channels)
+        return Cost(image=per_image, batch=Passes(stem=1, head=1), mixed=True, at_most=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
-        """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the features; ``generator`` is not used."""
+        """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the features. ``generator`` is not used."""
         check_batch(images, targets)
         groups = same_image_groups(images)
         first = groups.diff(prepend=groups.new_full((1,), -1)).bool()
@@ -84,20 +84,20 @@ class ScoreCAM:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of the masked images and of X_b for every target: (B,C) and (B,).
 
-        ``images`` (G,3,H,W) and ``features`` (G,C,h,w) are of the distinct images; ``groups`` (B,) says of which one
-        each of the ``targets`` (B,) is asked.
+        ``images`` (G,3,H,W) and ``features`` (G,C,h,w) are those of the distinct images. ``groups`` (B,) has the number of the
+        image of each target.
         """
         fill = network.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
         classes, column = targets.unique(return_inverse=True)
 
-        def score(shown: torch.Tensor) -> torch.Tensor:
-            with autocast(shown.device):
-                logits = network(shown)
-            # Back in the images' precision, whatever the passes ran in.
+        def score(batch: torch.Tensor) -> torch.Tensor:
+            with autocast(batch.device):
+                logits = network(batch)
+            # In the precision of the images, also if the passes ran in another.
             return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes].to(images)
 
         baseline = score(fill.expand(1, *images.shape[1:]))[0]
-        # Asked of the map before upsampling: rounding gives a constant map contrast, which the scaling would blow up.
+        # Taken before upsampling: there rounding would give a constant map some contrast, and the scaling would amplify it.
         contrast = features.amax((2, 3)) - features.amin((2, 3))
         informative = contrast > 8 * torch.finfo(features.dtype).eps * features.abs().amax((2, 3))
         table = baseline.repeat(*features.shape[:2], 1)

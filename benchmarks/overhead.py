@@ -1,7 +1,8 @@
-"""What the workflow costs besides its steps' work: ``uv run python benchmarks/overhead.py`` after ``snakemake``.
+"""How much time the workflow takes besides the work of its steps.
 
-Of the cores' time between the first job's start and the last one's end, by the jobs' benchmark files: the time in which a core
-had no job, the time in which jobs started (Python, torch, pandas; measured here, as many at once as there are cores), the rest.
+Run ``uv run python benchmarks/overhead.py`` after ``snakemake``. The cores' time, from the start of the first job to the end of
+the last, has three parts: cores without a job, starting jobs, and work. The times of the jobs are in Snakemake's benchmark
+files. To start a job is to start Python and import modules such as torch. That is measured here, with one process per core.
 """
 
 import subprocess
@@ -17,13 +18,17 @@ from rich.table import Table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-# What a job imports before it does anything, by rule; the others import what maps do.
-LIGHT = {"table": "ibsgl.tables, scipy.stats", "scores": "pyarrow.parquet", "index": "ibsgl.data.voc"}
-HEAVY = "torch, pandas, ibsgl.evaluation, ibsgl.data.loading"
+# The modules that a job imports before its work begins, by rule. The jobs of all other rules import OTHER_MODULES.
+MODULES = {
+    "table": "ibsgl.config.steps, ibsgl.reporting.tables, ibsgl.reporting.formats",
+    "scores": "ibsgl.reporting.scores",
+    "index": "ibsgl.config.steps, ibsgl.data.sources.voc",
+}
+OTHER_MODULES = "ibsgl.config.steps, ibsgl.evaluation.scoring, ibsgl.data.loading"
 
 
 def start_seconds(modules: str, cores: int) -> float:
-    """Seconds from a job's start to its first own line; the mean over one job a core, after a first round."""
+    """Seconds to start a job: the mean over ``cores`` parallel processes that import ``modules``, in a second round."""
     for _ in range(2):
         began = time.perf_counter()
         jobs = [subprocess.Popen([sys.executable, "-c", f"import ibsgl.cli, {modules}"]) for _ in range(cores)]
@@ -31,7 +36,7 @@ def start_seconds(modules: str, cores: int) -> float:
     return sum(ended) / len(ended)
 
 
-def jobs_of(results: Path) -> pd.DataFrame:
+def read_jobs(results: Path) -> pd.DataFrame:
     """One row per job of a finished run: ``name``, ``start`` and ``end`` in seconds since the epoch."""
     rows = []
     for file in sorted((results / "benchmarks").rglob("*.tsv")):
@@ -41,25 +46,26 @@ def jobs_of(results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "start", "end"])
 
 
-def kind(name: str) -> str:
-    """The modules that a job imports."""
+def modules_of(name: str) -> str:
+    """The modules that the job ``name`` imports."""
     parts = name.split("/")
+    # Scores of a shard are computed. Those of a variant, without a number, are only put together.
     if "scores" in parts and not parts[-1].isdigit():
-        return LIGHT["scores"]
-    return next((modules for rule, modules in LIGHT.items() if parts[0].startswith(rule)), HEAVY)
+        return MODULES["scores"]
+    return next((modules for rule, modules in MODULES.items() if parts[0].startswith(rule)), OTHER_MODULES)
 
 
 @app.command()
 def main(
-    results: Annotated[Path, typer.Argument(help="Results of one uninterrupted run.")] = Path("results/shapes"),
-    cores: Annotated[int, typer.Option(min=1, help="Cores of that run.")] = 2,
+    results: Annotated[Path, typer.Argument(help="Results folder of one uninterrupted run.")] = Path("results/shapes"),
+    cores: Annotated[int, typer.Option(min=1, help="Number of cores of that run.")] = 2,
 ) -> None:
-    """Print where the cores' time went."""
-    jobs = jobs_of(results)
+    """Print how the cores spent their time."""
+    jobs = read_jobs(results)
     if jobs.empty:
-        raise typer.BadParameter(f"{results}/benchmarks holds no job; run snakemake first", param_hint="RESULTS")
-    kinds = jobs["name"].map(kind)
-    start = kinds.map({modules: start_seconds(modules, cores) for modules in kinds.unique()})
+        raise typer.BadParameter(f"{results}/benchmarks has no jobs; run snakemake first", param_hint="RESULTS")
+    imported = jobs["name"].map(modules_of)
+    start = imported.map({modules: start_seconds(modules, cores) for modules in imported.unique()})
     seconds = jobs["end"] - jobs["start"]
     whole = cores * (jobs["end"].max() - jobs["start"].min())
     starting = start.clip(upper=seconds).sum()
@@ -71,7 +77,7 @@ def main(
     for what, value in (
         ("work", seconds.sum() - starting),
         ("starting jobs", starting),
-        ("no job on a core", whole - seconds.sum()),
+        ("cores without a job", whole - seconds.sum()),
     ):
         table.add_row(what, f"{value:.0f}", f"{value / whole:.1%}")
     console.print(table)

@@ -1,8 +1,8 @@
-"""The reference implementations that users would pick instead, asked for the same maps at the same settings.
+"""Other implementations of the same methods, run at the same settings to compare speed and maps.
 
-Each entry of :data:`PEERS` binds a package to a network, images and targets, and says how far its maps may be from ours. The
-packages are optional: ``captum`` and ``grad-cam`` come with the project's ``dev`` extra; TorchRay and IBA are taken from
-wherever they are checked out.
+Each entry of :data:`PEERS` calls a package on a network, images and targets, and has a tolerance for the maps' difference.
+The packages are optional: ``captum`` and ``grad-cam`` belong to the project's ``dev`` extra, TorchRay and IBA are imported from
+the folders that they are checked out in.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ from torch import nn
 
 from baselines.extremal_perturbation import _apply, _SmoothMaxConvolution
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.network import SplitNetwork, evaluating
+from ibsgl.networks import SplitNetwork, evaluating
 from ibsgl.randomness import draw
 
-# Ours, theirs (B,h,w) → how far apart, in words, and whether that is within the tolerance.
+# The difference of two maps in words, and whether it is within the tolerance.
 Verdict = tuple[str, bool]
 
 
 @dataclass(frozen=True)
-class Question:
-    """What both are asked: the method with its settings, a network, images (B,3,H,W) in [0,1], and targets (B,)."""
+class Inputs:
+    """What both implementations get.
+
+    Attributes:
+        method: our method with its settings.
+        images: (B,3,H,W) in [0,1].
+        targets: (B,) int64.
+        statistics: of the feature map of ``statistics_images`` (N,3,H,W).
+    """
 
     method: object
     network: SplitNetwork
@@ -39,7 +46,7 @@ class Question:
     statistics_images: torch.Tensor
 
     def ours(self) -> torch.Tensor:
-        """Our maps (B,H,W)."""
+        """Maps (B,H,W) of our method."""
         context = {"statistics": self.statistics} if "statistics" in self.method.requires else {}
         return self.method(self.network, self.images, self.targets, **context)
 
@@ -60,78 +67,80 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
-def _differ_by(tolerance: float) -> Callable[[Question, torch.Tensor, torch.Tensor], Verdict]:
-    """Compare maps scaled to [0,1] by the largest difference of a pixel."""
+def _differ_by(tolerance: float) -> Callable[[Inputs, torch.Tensor, torch.Tensor], Verdict]:
+    """A comparison of maps scaled to [0,1] by the largest difference of a pixel."""
 
-    def compare(question: Question, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
+    def compare(inputs: Inputs, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
         found = (_scaled(ours) - _scaled(theirs)).abs().max().item()
         return f"difference {found:.1g} of the range ≤ {tolerance:g}", found <= tolerance
 
     return compare
 
 
-def _correlate(least: float, why: str) -> Callable[[Question, torch.Tensor, torch.Tensor], Verdict]:
-    """Compare maps that differ by design (``why``) by their correlation."""
+def _correlate(least: float, why: str) -> Callable[[Inputs, torch.Tensor, torch.Tensor], Verdict]:
+    """A comparison by correlation, for maps that differ by design. ``why`` is the reason."""
 
-    def compare(question: Question, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
+    def compare(inputs: Inputs, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
         found = _correlation(ours, theirs).min().item()
         return f"r = {found:.4f} ≥ {least:g}: {why}", found >= least
 
     return compare
 
 
-def _same_masks(question: Question, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
-    """RISE's masks are other draws: given ours, TorchRay must find our map."""
+def _same_masks(inputs: Inputs, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
+    """RISE's masks are random. With our masks TorchRay must give our map."""
     from torchray.attribution.rise import rise_class
 
-    method, size = question.method, question.images.shape[-2:]
-    masks = method._masks(draw(method._draw, 1, None)[0].to(question.images), size)[:, None]
-    given = rise_class(
-        question.network,
-        question.images,
-        target=question.targets,
+    method, size = inputs.method, inputs.images.shape[-2:]
+    masks = method._masks(draw(method._draw, 1, None)[0].to(inputs.images), size)[:, None]
+    theirs_of_our_masks = rise_class(
+        inputs.network,
+        inputs.images,
+        target=inputs.targets,
         num_masks=method.masks,
         filter_masks=masks,
         batch_size=method.chunk,
     )[:, 0]
-    found = ((given / method.p - ours).abs().max() / ours.abs().max()).item()
-    return f"given our masks, difference {found:.1g} of the maximum ≤ 1e-05", found <= 1e-5
+    found = ((theirs_of_our_masks / method.p - ours).abs().max() / ours.abs().max()).item()
+    return f"with our masks, difference {found:.1g} of the maximum ≤ 1e-05", found <= 1e-5
 
 
-def _same_shown(question: Question, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
-    """The two weigh areas differently, and rank the equal pixels of the first mask by chance: other masks, the same game.
+def _same_mask_and_image(inputs: Inputs, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
+    """The masks of Extremal Perturbation differ by design, so their parts are compared.
 
-    Given the same parameters, both must make the same mask and show the same image.
+    The two implementations weight the area differently and rank the equal pixels of the first mask by chance. With the same
+    parameters both must make the same mask and the same perturbed image.
     """
     from torchray.attribution.extremal_perturbation import MaskGenerator, Perturbation
 
-    method, network = question.method, question.network
-    _, _, images = question.parts()
-    smooth_max = _SmoothMaxConvolution(images.shape[-2:], method.step, method.sigma).to(images)
+    method, network = inputs.method, inputs.network
+    _, _, images = inputs.parts()
+    smooth_max = _SmoothMaxConvolution(images.shape[-2:], method.grid_spacing, method.sigma).to(images)
     parameters = torch.rand(1, *smooth_max.grid, generator=torch.Generator().manual_seed(0)).to(images)
-    own = smooth_max(parameters)
+    our_mask = smooth_max(parameters)
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        generator = MaskGenerator(images.shape[-2:], method.step, method.sigma).to(images.device)
-        given = generator.generate(parameters[:, None])[0][:, 0]
-        shown = Perturbation(images[:1], num_levels=method.levels, max_blur=method.blur).to(images.device).apply(given)
+        generator = MaskGenerator(images.shape[-2:], method.grid_spacing, method.sigma).to(images.device)
+        their_mask = generator.generate(parameters[:, None])[0][:, 0]
+        perturbation = Perturbation(images[:1], num_levels=method.levels, max_blur=method.blur).to(images.device)
+        their_image = perturbation.apply(their_mask) * network.stem.normalize.std
     mean = network.mean.to(images)
-    mine = _apply(method._pyramid(question.images[:1], mean), own)
-    off = max((own - given).abs().max().item(), (mine - mean - (shown * network.stem.normalize.std)).abs().max().item())
-    return f"given one set of parameters, mask and image differ by {off:.1g} ≤ 0.001", off <= 1e-3
+    our_image = _apply(method._pyramid(inputs.images[:1], mean), our_mask) - mean
+    found = max((our_mask - their_mask).abs().max().item(), (our_image - their_image).abs().max().item())
+    return f"with the same parameters, mask and image differ by {found:.1g} ≤ 0.001", found <= 1e-3
 
 
-def _among_our_draws(question: Question, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
-    """The noise is another: their map must be as like the mean of ours as our own draws are."""
-    draws, network = 8, question.network
-    # Theirs is read before the last of its steps.
-    method = replace(question.method, steps=max(1, question.method.steps - 1))
+def _among_our_draws(inputs: Inputs, ours: torch.Tensor, theirs: torch.Tensor) -> Verdict:
+    """The noise is random. Their map must be as near to the mean of our draws as each of our draws is."""
+    draws, network = 8, inputs.network
+    # IBA reads its map before its last step.
+    method = inputs.method.model_copy(update={"steps": max(1, inputs.method.steps - 1)})
     generators = [torch.Generator().manual_seed(seed) for seed in range(draws)]
     with evaluating(network):
         with torch.no_grad():
-            features = network.stem(question.images[:1]).expand(draws, -1, -1, -1)
+            features = network.stem(inputs.images[:1]).expand(draws, -1, -1, -1)
         own = method.feature_saliency(
-            network, features, question.targets[:1].expand(draws), question.statistics, generators
+            network, features, inputs.targets[:1].expand(draws), inputs.statistics, generators
         )
     mean = own.mean(0, keepdim=True)
     least = _correlation(own, mean.expand_as(own)).min().item() - 0.02
@@ -148,7 +157,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _quietly(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """``run`` without what it prints."""
+    """``run`` without its printed output."""
 
     def quiet() -> torch.Tensor:
         with _quiet():
@@ -157,17 +166,17 @@ def _quietly(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     return quiet
 
 
-def _grad_cam(name: str) -> Callable[[Question], Callable[[], torch.Tensor]]:
-    def bind(question: Question) -> Callable[[], torch.Tensor]:
+def _grad_cam(name: str) -> Callable[[Inputs], Callable[[], torch.Tensor]]:
+    def bind(inputs: Inputs) -> Callable[[], torch.Tensor]:
         import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-        network, layer, images = question.parts()
-        targets = [ClassifierOutputTarget(target) for target in question.targets.tolist()]
+        network, layer, images = inputs.parts()
+        targets = [ClassifierOutputTarget(target) for target in inputs.targets.tolist()]
 
         def run() -> torch.Tensor:
             with getattr(pytorch_grad_cam, name)(network, [layer]) as cam:
-                cam.batch_size = getattr(question.method, "chunk", 1)
+                cam.batch_size = getattr(inputs.method, "chunk", 1)
                 return torch.from_numpy(cam(images, targets))
 
         return run
@@ -175,32 +184,32 @@ def _grad_cam(name: str) -> Callable[[Question], Callable[[], torch.Tensor]]:
     return bind
 
 
-def _captum(question: Question) -> Callable[[], torch.Tensor]:
+def _captum(inputs: Inputs) -> Callable[[], torch.Tensor]:
     from captum.attr import IntegratedGradients
 
     def run() -> torch.Tensor:
-        found = IntegratedGradients(question.network).attribute(
-            question.images,
-            target=question.targets,
-            n_steps=question.method.steps,
+        found = IntegratedGradients(inputs.network).attribute(
+            inputs.images,
+            target=inputs.targets,
+            n_steps=inputs.method.steps,
             method="gausslegendre",
-            internal_batch_size=question.method.chunk,
+            internal_batch_size=inputs.method.chunk,
         )
         return found.detach().sum(1).abs().float()
 
     return run
 
 
-def _torchray_rise(question: Question) -> Callable[[], torch.Tensor]:
+def _torchray_rise(inputs: Inputs) -> Callable[[], torch.Tensor]:
     from torchray.attribution.rise import rise_class
 
-    method = question.method
+    method = inputs.method
 
     def run() -> torch.Tensor:
         return rise_class(
-            question.network,
-            question.images,
-            target=question.targets,
+            inputs.network,
+            inputs.images,
+            target=inputs.targets,
             num_masks=method.masks,
             num_cells=method.cells,
             p=method.p,
@@ -210,11 +219,11 @@ def _torchray_rise(question: Question) -> Callable[[], torch.Tensor]:
     return run
 
 
-def _torchray_extremal(question: Question) -> Callable[[], torch.Tensor]:
+def _torchray_extremal(inputs: Inputs) -> Callable[[], torch.Tensor]:
     from torchray.attribution.extremal_perturbation import extremal_perturbation
 
-    network, _, images = question.parts()
-    method = question.method
+    network, _, images = inputs.parts()
+    method = inputs.method
 
     def one(image: torch.Tensor, target: int) -> torch.Tensor:
         masks, _ = extremal_perturbation(
@@ -224,25 +233,25 @@ def _torchray_extremal(question: Question) -> Callable[[], torch.Tensor]:
             areas=list(method.areas),
             max_iter=method.iterations,
             num_levels=method.levels,
-            step=method.step,
+            step=method.grid_spacing,
             sigma=method.sigma,
         )
         return masks.sum(0)[0]
 
     def run() -> torch.Tensor:
-        # It leaves the parameters without gradients.
-        with evaluating(question.network):
-            return torch.stack([one(*pair) for pair in zip(images, question.targets.tolist(), strict=True)])
+        # TorchRay turns the parameters' gradients off and leaves them so.
+        with evaluating(inputs.network):
+            return torch.stack([one(*pair) for pair in zip(images, inputs.targets.tolist(), strict=True)])
 
     return run
 
 
-def _iba(question: Question) -> Callable[[], torch.Tensor]:
+def _iba(inputs: Inputs) -> Callable[[], torch.Tensor]:
     from IBA.pytorch import IBA
 
-    plain, backbone, images = question.parts()
-    method, target = question.method, int(question.targets[0])
-    # Every element counts, as in ours, also where a neuron is hardly ever active.
+    plain, backbone, images = inputs.parts()
+    method, target = inputs.method, int(inputs.targets[0])
+    # As in our method, elements of neurons that are hardly ever active count too.
     everything = {"active_neurons_threshold": -1}
     bottleneck = IBA(
         sigma=method.sigma,
@@ -254,7 +263,7 @@ def _iba(question: Question) -> Callable[[], torch.Tensor]:
         **everything,
     )
     network = nn.Sequential(backbone, bottleneck, plain[1])
-    bottleneck.estimate(network, [(replace(question, images=question.statistics_images).parts()[2],)])
+    bottleneck.estimate(network, [(replace(inputs, images=inputs.statistics_images).parts()[2],)])
 
     def loss(shown: torch.Tensor) -> torch.Tensor:
         return nn.functional.softplus(-network(shown)[:, target]).mean()
@@ -268,15 +277,19 @@ def _iba(question: Question) -> Callable[[], torch.Tensor]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A reference implementation: its package, the module it is imported from, and how it is bound and compared.
+    """A reference implementation.
 
-    ``single``: it takes one image, whatever ours takes.
+    Attributes:
+        module: what ``package`` is imported as.
+        bind: gives a function that computes its maps of the inputs.
+        compare: (inputs, our maps, its maps) → :data:`Verdict`.
+        single: it takes one image at a time.
     """
 
     package: str
     module: str
-    bind: Callable[[Question], Callable[[], torch.Tensor]]
-    compare: Callable[[Question, torch.Tensor, torch.Tensor], Verdict]
+    bind: Callable[[Inputs], Callable[[], torch.Tensor]]
+    compare: Callable[[Inputs, torch.Tensor, torch.Tensor], Verdict]
     single: bool = False
 
     @property
@@ -284,13 +297,13 @@ class Peer:
         """Whether its package can be imported."""
         return find_spec(self.module) is not None
 
-    def images(self, asked: int) -> int:
-        """How many of the images it takes."""
-        return 1 if self.single else asked
+    def images(self, number: int) -> int:
+        """How many of ``number`` images it takes."""
+        return 1 if self.single else number
 
-    def runner(self, question: Question) -> Callable[[], torch.Tensor]:
-        """What gives its maps when called, and prints nothing."""
-        return _quietly(self.bind(question))
+    def runner(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
+        """A function that computes its maps and prints nothing."""
+        return _quietly(self.bind(inputs))
 
 
 _EPSILON = "it adds 1e-6 to a smaller denominator"
@@ -304,6 +317,6 @@ PEERS: dict[str, Peer] = {
     "fullgrad": Peer("grad-cam", "pytorch_grad_cam", _grad_cam("FullGrad"), _correlate(0.7, "it scales each channel")),
     "integrated_gradients": Peer("captum", "captum", _captum, _differ_by(1e-3)),
     "rise": Peer("TorchRay", "torchray", _torchray_rise, _same_masks),
-    "extremal_perturbation": Peer("TorchRay", "torchray", _torchray_extremal, _same_shown),
+    "extremal_perturbation": Peer("TorchRay", "torchray", _torchray_extremal, _same_mask_and_image),
     "bottleneck": Peer("IBA", "IBA", _iba, _among_our_draws, single=True),
 }

@@ -1,11 +1,10 @@
-"""How long the reproduction's maps take on this device: ``uv run python benchmarks/scale.py`` on a machine with a GPU.
+"""How long the maps of the reproduction take on a GPU: ``uv run python benchmarks/scale.py``.
 
-Every method at its settings in the config, on generated images and networks with random weights (no time depends on them):
-seconds an image, FLOP/s beside those of bare batched forward passes of the same network in the same run, peak memory, and the
-hours for the test images of VOC 2007, one class each. Needs no data and no download.
+Each method runs at its settings in the config, on random images and networks with random weights; the time depends on neither.
+The table has seconds per image, FLOP/s compared with plain forward passes of the same network in the same run, peak memory, and
+the hours for the test images of VOC 2007 with one class each. No data and no download are needed.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,22 +17,24 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from ibsgl import attribution
+from ibsgl import attribution, config
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.cli import ConfigFiles, _config
-from ibsgl.network import SplitNetwork, autocast, build_network, chunked, evaluating
-from ibsgl.plan import CLASSES, NetworkFacts, Split, method_work, network_facts
+from ibsgl.data.sources import Split
+from ibsgl.data.sources.voc import CLASSES
+from ibsgl.files import write_json
+from ibsgl.networks import SplitNetwork, autocast, chunked, evaluating
+from ibsgl.plan import NetworkFacts, method_work, network_facts, random_network
 from ibsgl.randomness import generator
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 VOC2007_TEST = 4952
-# Images of the bare forward passes.
+# Images of a plain forward pass.
 BATCH = 256
 
 
 def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    """Seconds of ``run``, and the peak of bytes that tensors take; 0 where that is not counted."""
+    """Seconds of ``run()``, and the peak memory of tensors in bytes, which is counted on CUDA only and 0 elsewhere."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)
@@ -45,8 +46,8 @@ def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
     return time.perf_counter() - began, torch.cuda.max_memory_allocated(device) if cuda else 0
 
 
-def bare(network: SplitNetwork, facts: NetworkFacts, device: torch.device, batch: int, mixed: bool) -> float:
-    """FLOP/s of forward passes of ``batch`` images at a time, or of as many as memory holds."""
+def forward_rate(network: SplitNetwork, facts: NetworkFacts, device: torch.device, batch: int, mixed: bool) -> float:
+    """FLOP/s of plain forward passes of ``batch`` images at a time, or of as many as fit into memory."""
     size = facts.image_size
 
     def run(start: int, stop: int) -> float:
@@ -59,7 +60,7 @@ def bare(network: SplitNetwork, facts: NetworkFacts, device: torch.device, batch
     return max(chunked(run, batch, batch, device))
 
 
-def explained(
+def time_method(
     key: str,
     method: attribution.Attribution,
     network: SplitNetwork,
@@ -67,11 +68,11 @@ def explained(
     targets: torch.Tensor,
     context: dict[str, object],
 ) -> tuple[float, int]:
-    """Seconds and peak of bytes of one call of ``method``, which has been called before."""
+    """Seconds and peak memory in bytes of the maps of ``images`` (B,3,H,W), after a first call with one image."""
 
     def run(number: int) -> None:
-        draws = [generator(0, key, str(image), device=images.device) for image in range(number)]
-        method(network, images[:number], targets[:number], draws, **context)
+        generators = [generator(0, key, str(image), device=images.device) for image in range(number)]
+        method(network, images[:number], targets[:number], generators, **context)
 
     # The first call chooses kernels and fills the allocator.
     run(1)
@@ -80,39 +81,41 @@ def explained(
 
 @app.command()
 def main(
-    configfiles: ConfigFiles = [Path("config/voc2007.yaml")],  # noqa: B006
+    configfiles: Annotated[
+        list[Path], typer.Option("--config", help="The config file. A further file changes some keys. Repeatable.")
+    ] = [Path("config/voc2007.yaml")],  # noqa: B006
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu, …")] = "cuda",
-    images: Annotated[int, typer.Option(min=1, help="Images that each method explains, in one batch.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a bare forward pass.")] = BATCH,
-    out: Annotated[Path, typer.Option(help="The numbers as JSON.")] = Path("results/benchmarks/scale.json"),
+    images: Annotated[int, typer.Option(min=1, help="Number of images that each method explains, in one batch.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a plain forward pass.")] = BATCH,
+    out: Annotated[Path, typer.Option(help="The values as JSON.")] = Path("results/benchmarks/scale.json"),
 ) -> None:
-    """Time every method of the config on generated images."""
+    """Time every method of the config on random images."""
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no GPU here; give --device cpu", param_hint="--device")
-    config, rows = _config(configfiles, data=False), []
+    loaded, rows = config.read(configfiles, data=False), []
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
-    for model, spec in config.models.items():
-        resolved = config.for_model(model)
-        classes = len(config.data.classes or ()) or CLASSES
+    # The number of classes hardly changes the time.
+    classes = len(getattr(loaded.data, "classes", None) or ()) or CLASSES
+    for model, spec in loaded.models.items():
+        resolved = loaded.for_model(model)
         facts = network_facts(resolved, model, classes)
         torch.manual_seed(0)
-        network = build_network(
-            spec.arch, classes, multilabel=config.data.multilabel, source=spec.source, **spec.options
-        ).to(where)
+        network = random_network(resolved, model, classes).to(where)
         with evaluating(network):
-            rates = {mixed: bare(network, facts, where, batch, mixed) for mixed in {False, where.type == "cuda"}}
+            rates = {
+                mixed: forward_rate(network, facts, where, batch, mixed) for mixed in {False, where.type == "cuda"}
+            }
             size = spec.image_size
-            given = torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0)).to(where)
-            given, targets = given.contiguous(memory_format=torch.channels_last), torch.arange(images, device=where)
+            inputs = torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0)).to(where)
+            inputs, targets = inputs.contiguous(memory_format=torch.channels_last), torch.arange(images, device=where)
             targets %= classes
             with torch.no_grad(), autocast(where):
-                statistics = FeatureStatistics().update(network.stem(given).float())
-            for key in tqdm([*resolved.methods, "gradient", "bottleneck"], desc=model, leave=False):
+                statistics = FeatureStatistics().update(network.stem(inputs).float())
+            for key in tqdm([*resolved.methods, *config.BUILT_IN_METHODS], desc=model, leave=False):
                 method = attribution.get(key, **resolved.method_settings(key))
                 context = {"statistics": statistics} if "statistics" in method.requires else {}
-
-                seconds, peak = explained(key, method, network, given, targets, context)
+                seconds, peak = time_method(key, method, network, inputs, targets, context)
                 work, _ = method_work(method, facts, Split(images, images), images)
                 mixed = hasattr(method, "cost") and method.cost(facts.features[0]).mixed and where.type == "cuda"
                 rows.append(
@@ -121,25 +124,26 @@ def main(
                         "method": method.label,
                         "seconds_per_image": seconds / images,
                         "flops_per_second": work.flops / seconds if work else None,
-                        "bare_flops_per_second": rates[mixed],
+                        "forward_flops_per_second": rates[mixed],
                         "peak_bytes": peak,
                         "hours": seconds / images * VOC2007_TEST / 3600,
                     }
                 )
-    table = Table(title=f"{name}, config {config.name!r}, {images} images in a batch", box=None)
-    for heading in ("network", "method", "s / image", "TFLOP/s", "of bare forward", "peak GB", f"h / {VOC2007_TEST}"):
+    table = Table(title=f"{name}, config {loaded.name!r}, {images} images in a batch", box=None)
+    for heading in ("network", "method", "s / image", "TFLOP/s", "of plain forward", "peak GB", f"h / {VOC2007_TEST}"):
         table.add_column(heading, justify="left" if heading in ("network", "method") else "right", no_wrap=True)
     for row in rows:
         rate = row["flops_per_second"]
-        shown = (f"{rate / 1e12:.3g}", f"{rate / row['bare_flops_per_second']:.0%}") if rate is not None else ("–", "–")
+        columns = ("–", "–")
+        if rate is not None:
+            columns = (f"{rate / 1e12:.3g}", f"{rate / row['forward_flops_per_second']:.0%}")
         peak = f"{row['peak_bytes'] / 1e9:.1f}" if row["peak_bytes"] else "–"
         table.add_row(
-            row["model"], row["method"], f"{row['seconds_per_image']:.4g}", *shown, peak, f"{row['hours']:.3g}"
+            row["model"], row["method"], f"{row['seconds_per_image']:.4g}", *columns, peak, f"{row['hours']:.3g}"
         )
     # A pipe has no width of its own.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"device": name, "images": images, "rows": rows}, indent=1) + "\n")
+    write_json(out, {"device": name, "images": images, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""How fast is each saliency method, against the passes that it needs and against the reference implementations?
+"""The speed of each saliency method, compared with the passes that it needs and with other implementations.
 
-Everything is a ratio of times taken in one process, in turns. The floor of a method is the time of exactly the passes that its
-``cost`` names, run bare at the best batch size; its efficiency is floor / time. Weights and images are random: no time depends
-on them. The counts (masks, steps, channels) are small, and stated in the table; what is measured is the cost of one.
+All results are ratios of times that are measured in turns in one process. The floor of a method is the time of plain passes,
+as many as its ``cost`` states, at the best batch size. Its efficiency is floor / time. Weights and images are random, because
+the times do not depend on them. The numbers of masks, steps and channels are small and stand in the table. The cost of one of
+them is measured.
 
     uv run python benchmarks/speed.py --peers TorchRay --peers IBA
 
-``--peers`` names folders that TorchRay and IBA are checked out in. The tables are printed; they and a plot are also written to
-``results/benchmarks``.
+``--peers`` names the folders that TorchRay and IBA are checked out in. The tables are printed. The tables and a plot are also
+written to ``results/benchmarks``.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -27,30 +27,31 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from peers import PEERS, Question
+from peers import PEERS, Inputs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
 from ibsgl import attribution
+from ibsgl.attribution import Cost, Passes
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.config import Guidance, Suppression
+from ibsgl.files import write_json, written
+from ibsgl.guidance import GuidanceSettings, training_losses
 from ibsgl.metrics import faithfulness, localization
-from ibsgl.network import SplitNetwork, build_network, evaluating, shared_gradient
-from ibsgl.passes import Cost, Passes
-from ibsgl.training import guided_losses
+from ibsgl.networks import SplitNetwork, build_network, evaluating, shared_gradient
+from ibsgl.suppression import SuppressionSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 CLASSES = 20
-# Masked images a forward pass, and nodes of an integral: the same for ours, theirs and the floor.
+# Masked images in a forward pass, and nodes of an integral: the same for our method, the other implementation and the floor.
 CHUNK = 16
-# Batch sizes among which the best is looked for.
+# The floor uses the best of these batch sizes.
 BATCHES = (1, 4, CHUNK)
-# Times that everything is run in turns, if the row's seconds allow.
+# Rounds in which all are timed in turns, if ``--seconds`` allows.
 ROUNDS = 7
-# Masks, steps and channels of the table, and of the growth.
+# Sizes in the table, and in the growth curves.
 MASKS, STEPS, ITERATIONS, CHANNELS = 16, 8, 3, 16
 GROWTH = {"images": (1, 4, 16, 64), "classes": (1, 2, 4), "masks": (16, 64, 256), "channels": (16, 64, 256)}
 NETWORKS = ("resnet50", "vgg16")
@@ -59,19 +60,22 @@ CAMS = ("gradcam", "gradcam_pp", "gradient")
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: a registered method with small counts, on so many images."""
+    """A row of the table: a registered method with its settings, on a number of images.
+
+    ``description`` is what the table states of the settings.
+    """
 
     name: str
     settings: Mapping[str, Any]
     images: int
-    stated: str
+    description: str
 
 
 def cases() -> dict[str, Case]:
-    """The methods by name, at settings that a peer, where there is one, can be given too."""
+    """The methods by name, at settings that the other implementation has too."""
     listed = (
         *(Case(name, {}, 4, "") for name in CAMS),
-        # Its peer takes tens of passes an image.
+        # The other implementation takes tens of passes per image.
         Case("fullgrad", {}, 2, ""),
         Case("integrated_gradients", {"steps": STEPS, "chunk": CHUNK}, 1, f"{STEPS} steps"),
         Case("rise", {"masks": MASKS, "chunk": CHUNK}, 1, f"{MASKS} masks"),
@@ -88,7 +92,7 @@ def cases() -> dict[str, Case]:
 
 
 class Clock:
-    """Seconds of functions, run in turns on one device; with ``shared`` those that the CPU spent on this process alone."""
+    """Seconds of functions that run in turns on one device. With ``shared`` they are CPU seconds of this process."""
 
     def __init__(self, device: torch.device, seconds: float, shared: bool = False):
         self.device, self.seconds = device, seconds
@@ -103,9 +107,9 @@ class Clock:
         return self.now() - start
 
     def compare(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Seconds of each run by name, of as many rounds as fit; the first one counts only where no other fits.
+        """Seconds of each run by name, in as many rounds as fit. The first round counts only if no other fits.
 
-        Every other round goes backwards, so that a machine that slows down slows all of them.
+        Every second round goes backwards, so that a machine that slows down slows all runs.
         """
         first = {name: [self.once(run)] for name, run in runs.items()}
         cost = sum(map(sum, first.values()))
@@ -120,7 +124,7 @@ class Clock:
 
 
 def ratio(spent: Mapping[str, list[float]], above: str, below: str) -> float:
-    """Median over the rounds of the time of ``above`` over that of ``below``."""
+    """Median over the rounds of the ratio of the times of ``above`` and ``below``."""
     return median(a / b for a, b in zip(spent[above], spent[below], strict=True))
 
 
@@ -137,7 +141,7 @@ class _First(nn.Module):
 
 
 class _Padded(nn.Module):
-    """A head that is given some channels only, the others being zero."""
+    """A head whose input has the first channels only. The other channels are zero."""
 
     def __init__(self, head: nn.Module, channels: int):
         super().__init__()
@@ -149,7 +153,7 @@ class _Padded(nn.Module):
 
 
 def narrow(network: SplitNetwork, channels: int, total: int) -> SplitNetwork:
-    """``network`` with the first ``channels`` of its ``total`` feature channels: what Score-CAM costs on so few."""
+    """``network`` with the first ``channels`` of its ``total`` feature channels, so that Score-CAM makes few masks."""
     normalize, backbone = network.stem.normalize, network.stem.backbone
     return SplitNetwork(
         nn.Sequential(backbone, _First(channels)),
@@ -161,7 +165,7 @@ def narrow(network: SplitNetwork, channels: int, total: int) -> SplitNetwork:
 
 
 class Bench:
-    """One network with random weights, images for it, and the bare passes that floors are made of."""
+    """One network with random weights, images for it, and the plain passes of the floors."""
 
     def __init__(self, arch: str, size: int, clock: Clock):
         torch.manual_seed(0)
@@ -179,21 +183,21 @@ class Bench:
         self.batch = self._best_batch()
 
     def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``number`` images (B,3,H,W) and their targets (B,), in tensors of their own."""
+        """``number`` images (B,3,H,W) and their targets (B,), in new tensors."""
         places = torch.arange(number, device=self.device) % len(self.images)
         return self.images[places], self.targets[places]
 
     def _best_batch(self) -> int:
-        """Images a forward pass at which one image takes least."""
+        """The batch size at which a forward pass takes the least time per image."""
         with evaluating(self.network), torch.no_grad():
             self.network(self.images[:1])
             runs = {size: lambda size=size: self.network(self.images[:size]) for size in BATCHES}
             spent = self.clock.compare(runs)
-        # What noise alone makes faster is no better: the largest, unless another is so by a twentieth.
+        # The largest, unless another is faster by a twentieth: smaller differences are noise.
         return min(BATCHES, key=lambda size: median(spent[size]) / size * (0.95 if size == max(BATCHES) else 1))
 
     def forward(self) -> None:
-        """The network's bare forward pass of :attr:`batch` images."""
+        """A plain forward pass of :attr:`batch` images."""
         with evaluating(self.network), torch.no_grad():
             self.network(self.images[: self.batch])
 
@@ -208,7 +212,7 @@ class Bench:
                 x = x.detach().requires_grad_(True)
                 torch.autograd.grad(part(x).sum(), x)
 
-        def bare(part: nn.Module, x: torch.Tensor) -> None:
+        def forward(part: nn.Module, x: torch.Tensor) -> None:
             with torch.no_grad():
                 part(x)
 
@@ -223,10 +227,10 @@ class Bench:
                 for x in self._batches(self.images, min(stem, head), self.batch):
                     whole(x)
                 for x in self._batches(self.images, stem - min(stem, head), self.batch):
-                    bare(network.stem, x)
-                # A fully connected head reads its weights once a batch: here the more images the better.
+                    forward(network.stem, x)
+                # A fully connected head reads its weights once per batch, so large batches are faster here.
                 for x in self._batches(self.features, head - min(stem, head), 8 * CHUNK):
-                    bare(network.head, x)
+                    forward(network.head, x)
                 for x in self._batches(self.features, head_only, 8 * CHUNK):
                     gradient(network.head, x)
 
@@ -240,12 +244,12 @@ class Bench:
             repeats = math.ceil(length / len(tensors))
             yield (tensors.repeat(repeats, 1, 1, 1) if repeats > 1 else tensors)[:length]
 
-    def question(self, case: Case) -> Question:
-        """What the methods of a row are asked."""
+    def inputs(self, case: Case) -> Inputs:
+        """What the implementations of a row get."""
         images, targets = self.take(case.images)
         network = narrow(self.network, CHANNELS, self.channels) if case.name == "score_cam" else self.network
         method = attribution.get(case.name, **case.settings)
-        return Question(method, network, images, targets, self.statistics, self.images)
+        return Inputs(method, network, images, targets, self.statistics, self.images)
 
 
 def _passes(cost: Cost, pairs: int, images: int) -> Passes:
@@ -253,10 +257,10 @@ def _passes(cost: Cost, pairs: int, images: int) -> Passes:
 
 
 def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
-    """Seconds, floor and efficiency of one method, and its peer beside it."""
-    question, peer = bench.question(case), PEERS.get(case.name)
+    """Seconds, floor and efficiency of one method, compared with the other implementation."""
+    inputs, peer = bench.inputs(case), PEERS.get(case.name)
     channels = CHANNELS if case.name == "score_cam" else bench.channels
-    cost = question.method.cost(min(channels, bench.channels))
+    cost = inputs.method.cost(min(channels, bench.channels))
     maps: dict[str, torch.Tensor] = {}
 
     def keep(name: str, run: Callable[[], torch.Tensor]) -> Callable[[], None]:
@@ -264,19 +268,19 @@ def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
 
     runs = {
         "forward": bench.forward,
-        # Before the floor: where one round is all, whoever comes later finds the memory warm.
-        "ours": keep("ours", question.ours),
+        # Before the floor: if there is one round only, later runs find the memory warm.
+        "ours": keep("ours", inputs.ours),
         "floor": bench.floor(_passes(cost, case.images, case.images)),
     }
     row: dict[str, Any] = {
         "network": bench.arch,
-        "method": question.method.label,
+        "method": inputs.method.label,
         "name": case.name,
-        "settings": ", ".join(filter(None, [f"{case.images} image" + "s" * (case.images > 1), case.stated])),
+        "settings": ", ".join(filter(None, [f"{case.images} image" + "s" * (case.images > 1), case.description])),
     }
-    theirs = peer.images(case.images) if peer else case.images
+    peer_images = peer.images(case.images) if peer else case.images
     if peer and peer.installed:
-        runs["theirs"] = keep("theirs", peer.runner(question))
+        runs["theirs"] = keep("theirs", peer.runner(inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spent = bench.clock.compare(runs)
@@ -295,14 +299,14 @@ def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
             "agrees": None,
         }
         if "theirs" in runs:
-            row["peer_forwards"] = ratio(spent, "theirs", "forward") * bench.batch / theirs
-            row["speedup"] = ratio(spent, "theirs", "ours") * case.images / theirs
-            row["agreement"], row["agrees"] = peer.compare(question, maps["ours"], maps["theirs"])
+            row["peer_forwards"] = ratio(spent, "theirs", "forward") * bench.batch / peer_images
+            row["speedup"] = ratio(spent, "theirs", "ours") * case.images / peer_images
+            row["agreement"], row["agrees"] = peer.compare(inputs, maps["ours"], maps["theirs"])
     return row
 
 
 def measure_cams(bench: Bench) -> dict[str, Any]:
-    """Grad-CAM, Grad-CAM++ and Eq. 3 together, as a job runs them, against one stem pass and the head's gradient."""
+    """Grad-CAM, Grad-CAM++ and Eq. 3 together, as in a job, compared with one stem pass and the head's gradient."""
     methods = [attribution.get(name) for name in CAMS]
     images, targets = bench.take(min(8, max(BATCHES)))
 
@@ -317,9 +321,9 @@ def measure_cams(bench: Bench) -> dict[str, Any]:
 
 
 def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
-    """A guided training step, with cached maps and with maps computed, over one of plain fine-tuning.
+    """A guided training step, with cached and with computed maps, compared with an unguided step.
 
-    An epoch is so many of these steps. They are those of :func:`ibsgl.training.train_guided` with the default settings.
+    The steps are those of :func:`ibsgl.training.guided.train_guided` with the default settings.
     """
     images, targets = bench.take(batch)
     labels = nn.functional.one_hot(targets, CLASSES).float()
@@ -327,11 +331,11 @@ def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
     with evaluating(bench.network), torch.no_grad():
         cached = method.feature_saliency(bench.network, bench.network.stem(images), targets, bench.statistics)
     network = build_network(bench.arch, CLASSES, multilabel=True).to(bench.device).eval()
-    # A step of length zero: random weights must not run away, and it costs the same.
+    # With a learning rate of zero random weights do not diverge, and a step costs the same.
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
 
-    def step(guidance: Guidance | None, l_ib: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        losses = guided_losses(network, images, labels, targets, l_ib, guidance, Suppression())
+    def step(guidance: GuidanceSettings | None, l_ib: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        losses = training_losses(network, images, labels, targets, l_ib, guidance, SuppressionSettings())
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].mean().backward()
         optimizer.step()
@@ -341,8 +345,8 @@ def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
 
     runs = {
         "plain": lambda: step(None, computed),
-        "cached": lambda: step(Guidance(), lambda features: cached),
-        "computed": lambda: step(Guidance(), computed),
+        "cached": lambda: step(GuidanceSettings(), lambda features: cached),
+        "computed": lambda: step(GuidanceSettings(), computed),
     }
     spent = bench.clock.compare(runs)
     return {
@@ -355,7 +359,7 @@ def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
 
 
 def measure_metrics(bench: Bench) -> dict[str, Any]:
-    """All metrics of one map against Grad-CAM's map and the two forward passes of AD and AI."""
+    """All metrics of one map, compared with Grad-CAM's map and the two forward passes of AD and AI."""
     images, targets = bench.take(min(8, max(BATCHES)))
     gradcam = attribution.get("gradcam")
     saliency = gradcam(bench.network, images, targets)
@@ -385,7 +389,7 @@ def measure_metrics(bench: Bench) -> dict[str, Any]:
 
 
 def _grown(bench: Bench, kind: str, number: int, name: str) -> Callable[[], object]:
-    """A method at one point of a growth curve."""
+    """A run of the method ``name`` with ``number`` images, classes, masks or channels; ``kind`` is which of these."""
     settings = {"rise": {"masks": number if kind == "masks" else MASKS, "chunk": CHUNK}, "score_cam": {"chunk": CHUNK}}
     method = attribution.get(name, **settings.get(name, {}))
     context = {"statistics": bench.statistics} if "statistics" in method.requires else {}
@@ -399,7 +403,7 @@ def _grown(bench: Bench, kind: str, number: int, name: str) -> Callable[[], obje
 
 
 def growth_points(limit: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(what grows, method, numbers up to ``limit``)."""
+    """(kind, method, numbers up to ``limit``) of every growth curve. ``kind`` is what grows."""
     pairs = (
         *(("images", name) for name in ("gradcam", "fullgrad", "bottleneck")),
         *(("classes", name) for name in ("rise", "score_cam")),
@@ -410,7 +414,7 @@ def growth_points(limit: int) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def measure_growth(bench: Bench, kind: str, name: str, numbers: tuple[int, ...]) -> dict[str, Any]:
-    """Time at each of ``numbers`` over that at the first."""
+    """The time at each of ``numbers``, divided by the time at the first."""
     spent = bench.clock.compare({str(n): _grown(bench, kind, n, name) for n in numbers})
     first = str(numbers[0])
     return {
@@ -426,7 +430,7 @@ def measure_growth(bench: Bench, kind: str, name: str, numbers: tuple[int, ...])
 
 
 def goals(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What is aimed at, what was found, and whether it was met; what was not measured is left out."""
+    """The goals that were measured, the values found, and whether they meet the goals."""
     listed: list[dict[str, Any]] = []
 
     def goal(network: str, text: str, value: float | None, limit: float, least: bool) -> None:
@@ -439,21 +443,21 @@ def goals(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for row in found["methods"]:
         network, label = row["network"], row["method"]
         if row["name"] == "fullgrad":
-            goal(network, f"{label}: bare forward passes an image", row["forwards"], 4, False)
+            goal(network, f"{label}: plain forward passes per image", row["forwards"], 4, False)
             goal(network, f"{label}: times as fast as grad-cam", row["speedup"], 5, True)
         if row["name"] in ("rise", "score_cam", "integrated_gradients", "extremal_perturbation"):
             goal(network, f"{label}: efficiency", row["efficiency"], 0.9, True)
         if row["name"] == "bottleneck":
             goal(network, f"{label}: times as fast as IBA", row["speedup"], 60, True)
     for row in found["cams"]:
-        goal(row["network"], "three CAMs over one stem pass and the head's gradient", row["ratio"], 1.15, False)
+        goal(row["network"], "three CAMs / one stem pass and the head's gradient", row["ratio"], 1.15, False)
     for row in found["guidance"]:
-        goal(row["network"], "guided step over a plain one, maps cached", row["cached"], 1.5, False)
+        goal(row["network"], "guided step / plain step, maps cached", row["cached"], 1.5, False)
     for row in found["metrics"]:
-        goal(row["network"], "metrics over the cheapest map and two passes", row["share"], 0.02, False)
+        goal(row["network"], "all metrics of a map / Grad-CAM's map and two passes", row["share"], 0.02, False)
     for row in found["growth"]:
         if row["kind"] == "classes" and row["numbers"][-1] == 4:
-            goal(row["network"], f"{row['method']}: 4 classes over 1", row["times"][-1], 1.1, False)
+            goal(row["network"], f"{row['method']}: 4 classes / 1 class", row["times"][-1], 1.1, False)
     return listed
 
 
@@ -461,7 +465,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     """The machine and the versions."""
     from importlib.metadata import PackageNotFoundError, version
 
-    def of(package: str) -> str | None:
+    def version_of(package: str) -> str | None:
         try:
             return version(package)
         except PackageNotFoundError:
@@ -473,7 +477,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {name: of(name) for name in ("torch", "torchvision", "captum", "grad-cam")},
+        "versions": {name: version_of(name) for name in ("torch", "torchvision", "captum", "grad-cam")},
     }
 
 
@@ -485,21 +489,22 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the tables."""
 
     def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left")
+        empty = Table(title=title, title_justify="left")
         for place, column in enumerate(columns):
-            text = place < 2 or column in ("at", "peer", "maps")
-            made.add_column(column, justify="left" if text else "right", no_wrap=column == "method")
-        return made
+            text = place < 2 or column in ("settings", "package", "maps")
+            empty.add_column(column, justify="left" if text else "right", no_wrap=column == "method")
+        return empty
 
-    made = table(
-        "Methods, an image", "network", "method", "at", "s", "floor, s", "efficiency", "forward passes", "rounds"
+    methods = table(
+        "Methods, per image",
+        *("network", "method", "settings", "s", "floor, s", "efficiency", "forward passes", "rounds"),
     )
     peers = table(
-        "Beside the reference implementations, an image",
-        *("network", "method", "at", "peer", "its forward passes", "ours", "times as fast", "maps"),
+        "Compared with other implementations, per image",
+        *("network", "method", "settings", "package", "its forward passes", "ours", "times as fast", "maps"),
     )
     for row in result["methods"]:
-        made.add_row(
+        methods.add_row(
             row["network"],
             row["method"],
             row["settings"],
@@ -531,12 +536,12 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     aims = table("Goals", "network", "goal", "found", "")
     for row in result["goals"]:
         aims.add_row(row["network"], row["goal"], _number(row["found"]), "met" if row["met"] else "MISSED")
-    for each in (made, peers, others, aims):
+    for each in (methods, peers, others, aims):
         console.print(each)
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Efficiency, speed against the peers, and growth, side by side."""
+    """Write a plot of the efficiency, the speed compared with other implementations, and the growth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -555,9 +560,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks([place + height * (len(networks) - 1) / 2 for place in range(len(names))], names)
         axis.invert_yaxis()
-    left.set(title="Efficiency: bare passes / method", xlabel="1: nothing but the passes")
+    left.set(title="Efficiency: plain passes / method", xlabel="1: nothing but the passes")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    middle.set(title="Times as fast as the reference implementation", xscale="log")
+    middle.set(title="Times as fast as the other implementation", xscale="log")
     for row in result["growth"]:
         numbers = [n / row["numbers"][0] for n in row["numbers"]]
         right.plot(numbers, row["times"], marker="o", label=f"{row['method']}, {row['kind']} from {row['numbers'][0]}")
@@ -576,50 +581,49 @@ def measure(
     networks: int,
     console: Console,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every row, with a progress bar."""
+    """Measure every row, with a progress bar."""
     found: dict[str, list[dict[str, Any]]] = {k: [] for k in ("methods", "cams", "guidance", "metrics", "growth")}
     points = growth_points(limit) if grown else []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("networks", total=networks * (len(chosen) + 3) + len(points))
 
-        def put(kind: str, description: str, run: Callable[[], dict[str, Any]]) -> None:
+        def add(kind: str, description: str, run: Callable[[], dict[str, Any]]) -> None:
             progress.update(bar, description=description)
             found[kind].append(run())
             progress.advance(bar)
 
         for bench in benches():
             for case in chosen:
-                put("methods", f"{bench.arch}: {case.name}", lambda b=bench, c=case: measure_method(b, c))
-            put("cams", f"{bench.arch}: three CAMs", lambda b=bench: measure_cams(b))
-            put("metrics", f"{bench.arch}: metrics", lambda b=bench: measure_metrics(b))
-            put("guidance", f"{bench.arch}: guidance", lambda b=bench: measure_guidance(b, batch))
+                add("methods", f"{bench.arch}: {case.name}", lambda b=bench, c=case: measure_method(b, c))
+            add("cams", f"{bench.arch}: three CAMs", lambda b=bench: measure_cams(b))
+            add("metrics", f"{bench.arch}: metrics", lambda b=bench: measure_metrics(b))
+            add("guidance", f"{bench.arch}: guidance", lambda b=bench: measure_guidance(b, batch))
         if grown:
             bench = grown()
             for point in points:
-                put("growth", f"growth with {point[0]}", lambda p=point: measure_growth(bench, *p))
+                add("growth", f"growth with {point[0]}", lambda p=point: measure_growth(bench, *p))
     return found
 
 
 @app.command()
 def main(
-    network: Annotated[
-        list[str] | None, typer.Option(help="Networks; may be given several times. resnet50 and vgg16, if none.")
-    ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Methods; may be given several times. All, if none.")] = None,
-    size: Annotated[int, typer.Option(min=16, help="Pixels of an image's side.")] = 224,
+    network: Annotated[list[str] | None, typer.Option(help="Network. Repeatable; default: resnet50 and vgg16.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method. Repeatable; default: all.")] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
     growth_size: Annotated[
-        int, typer.Option(min=16, help="The same where growth is measured, on the first network.")
+        int, typer.Option(min=16, help="The same for the growth curves, which are of the first network.")
     ] = 64,
     growth_limit: Annotated[
-        int, typer.Option(min=0, help="Largest number of images, masks, channels there; 0: none.")
+        int,
+        typer.Option(min=0, help="Largest number of images, masks and channels of the growth curves; 0: no curves."),
     ] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a training step.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0, help="What a row may spend on further rounds after the first.")] = 6,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a training step.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds that a row may take after its first round.")] = 6,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU; 0: as torch chooses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's default.")] = 0,
     shared: Annotated[
-        bool, typer.Option("--shared", help="On a machine that others use too: the CPU's seconds; with --threads 1.")
+        bool, typer.Option("--shared", help="Count CPU seconds, on a machine that others use too. Needs --threads 1.")
     ] = False,
     peers: Annotated[
         list[Path] | None,
@@ -627,12 +631,12 @@ def main(
             envvar="IBSGL_PEERS",
             exists=True,
             file_okay=False,
-            help="Folders of packages that are not installed (TorchRay, IBA); may be given several times.",
+            help="Folder of a package that is not installed (TorchRay, IBA). Repeatable.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of speed.json and speed.png.")] = Path("results/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder for speed.json and speed.png.")] = Path("results/benchmarks"),
 ) -> None:
-    """Measure, print the tables, and write them and a plot."""
+    """Measure the speed, print the tables, and write them and a plot."""
     known = cases()
     if unknown := [name for name in method or () if name not in known]:
         raise typer.BadParameter(f"--method: {unknown[0]!r} is unknown; take one of {', '.join(known)}")
@@ -640,11 +644,11 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     if shared and (device != "cpu" or torch.get_num_threads() > 1):
-        raise typer.BadParameter("--shared counts what one thread of a CPU does: --device cpu --threads 1")
+        raise typer.BadParameter("--shared counts the seconds of one CPU thread; give --device cpu --threads 1")
     chosen, networks = [known[name] for name in method or known], network or list(NETWORKS)
     on, start = torch.device(device), time.perf_counter()
     clock = Clock(on, seconds, shared)
-    # Piped, rich takes 80 columns, too few for a sentence beside eight numbers.
+    # In a pipe rich takes 80 columns, too few for these tables.
     console = Console(width=None if sys.stdout.isatty() else 160)
     about = facts(on) | {"clock": "CPU" if shared else "wall"}
     found = measure(
@@ -658,9 +662,9 @@ def main(
     )
     result = {"facts": about, "size": size, **found, "goals": goals(found), "wall_seconds": time.perf_counter() - start}
     show(result, console)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "speed.json").write_text(json.dumps(result, indent=1))
-    plot(result, out / "speed.png")
+    write_json(out / "speed.json", result)
+    with written(out / "speed.png") as temporary:
+        plot(result, temporary)
     console.print(f"{result['wall_seconds']:.0f} s on {about['threads']} threads; written to {out}")
 
 

@@ -1,31 +1,41 @@
-"""Information-bottleneck attribution (Eq. 4–9; Schulz et al. 2020), on the head alone and a whole batch at once.
+"""Information-bottleneck attribution (Eq. 4–9; Schulz et al. 2020). It needs only the head, and explains a batch at once.
 
-Noise replaces part of the feature map A; how much is optimised per image so that little information about A is left while
-the class is still recognised. What has to be left, summed over channels, is the saliency map L^ib.
+Noise replaces part of the feature map A. For each image, the amount of noise at each element is optimised: little information
+about A should be left, and the class should still be recognised. The information that is left, summed over channels, is the
+saliency map L^ib.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypedDict
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from ibsgl.network import SplitNetwork, check_batch, evaluating, upsample
-from ibsgl.passes import Cost, Passes
+from ibsgl.attribution.cost import Cost, Passes
+from ibsgl.networks.split import SplitNetwork, check_batch, evaluating, upsample
 from ibsgl.randomness import Generators, draw
+from ibsgl.settings import NonNegative, Positive, PositiveReal, Settings
 
 REDUCTIONS = ("mean", "reference", "sum")
-# Elements of the map on which the bottleneck's published weights were set (layer4 of ResNet-50 at 224 px).
+# Elements of the feature map for which the bottleneck's published weights were chosen (layer4 of ResNet-50 at 224 pixels).
 REFERENCE_ELEMENTS = 2048 * 7 * 7
 
 
-class FeatureStatistics:
-    """Mean and standard deviation of every element of A over the training set (Welford; two halves can be merged).
+class StatisticsState(TypedDict):
+    """The state of :class:`FeatureStatistics`: ``count`` images, and two tensors (C,h,w) float64."""
 
-    They parametrise Q(N) = 𝒩(μ_A, σ_A²) (Section 3.2). ``mean`` and ``std`` are (C,h,w) float32; ``count`` is the number of
-    images seen. Accumulated in float64, so the order of the images matters only in the last bits.
+    count: int
+    mean: torch.Tensor
+    squares: torch.Tensor
+
+
+class FeatureStatistics:
+    """Mean and standard deviation of every element of A over the training set (Welford's algorithm).
+
+    They are the parameters of Q(N) = 𝒩(μ_A, σ_A²) (Section 3.2). ``mean`` and ``std`` are (C,h,w) float32, and ``count`` is the
+    number of images. Sums are in float64, so the order of the images changes only the last bits.
     """
 
     def __init__(self) -> None:
@@ -43,63 +53,68 @@ class FeatureStatistics:
         return self.merge(batch)
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Add everything ``other`` has seen; returns ``self``."""
+        """Add the images of ``other``; returns ``self``."""
         if other.count == 0:
             return self
+        other_mean, other_squares = other._moments()
         if self.count == 0:
-            self.count, self._mean, self._squares = other.count, other._mean, other._squares
+            self.count, self._mean, self._squares = other.count, other_mean, other_squares
             return self
-        if self._mean.shape != other._mean.shape:
+        mean, squares = self._moments()
+        if mean.shape != other_mean.shape:
             raise ValueError(
-                f"feature maps of different shapes cannot be merged: {tuple(self._mean.shape)}, {tuple(other._mean.shape)}"
+                f"feature maps of different shapes cannot be merged: {tuple(mean.shape)}, {tuple(other_mean.shape)}"
             )
         total = self.count + other.count
-        difference = other._mean - self._mean
-        self._mean = self._mean + difference * (other.count / total)
-        self._squares = self._squares + other._squares + difference.square() * (self.count * other.count / total)
+        difference = other_mean - mean
+        self._mean = mean + difference * (other.count / total)
+        self._squares = squares + other_squares + difference.square() * (self.count * other.count / total)
         self.count = total
         return self
 
     @property
     def mean(self) -> torch.Tensor:
         """(C,h,w) float32."""
-        self._check()
-        return self._mean.float()
+        mean, _ = self._moments()
+        return mean.float()
 
     @property
     def std(self) -> torch.Tensor:
         """(C,h,w) float32, the sample standard deviation (n − 1)."""
-        self._check()
-        return (self._squares / max(self.count - 1, 1)).sqrt().float()
+        _, squares = self._moments()
+        return (squares / max(self.count - 1, 1)).sqrt().float()
 
-    def _check(self) -> None:
-        if self.count == 0:
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean and the sum of the squared deviations from it, (C,h,w) float64; ``ValueError`` if there are no images."""
+        if self.count == 0 or self._mean is None or self._squares is None:
             raise ValueError("feature statistics are empty: update() them with the training images' feature maps first")
+        return self._mean, self._squares
 
     def to(self, device: torch.device | str) -> FeatureStatistics:
         """The same statistics on ``device``."""
-        self._check()
+        mean, squares = self._moments()
         moved = FeatureStatistics()
-        moved.count, moved._mean, moved._squares = self.count, self._mean.to(device), self._squares.to(device)
+        moved.count, moved._mean, moved._squares = self.count, mean.to(device), squares.to(device)
         return moved
 
-    def state_dict(self) -> dict[str, object]:
-        """What :meth:`from_state_dict` reads back."""
-        self._check()
-        return {"count": self.count, "mean": self._mean, "squares": self._squares}
+    def state_dict(self) -> StatisticsState:
+        """The state, for :meth:`from_state_dict`."""
+        mean, squares = self._moments()
+        return {"count": self.count, "mean": mean, "squares": squares}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, object]) -> FeatureStatistics:
-        """Inverse of :meth:`state_dict`."""
+    def from_state_dict(cls, state: StatisticsState) -> FeatureStatistics:
+        """The statistics with the state of :meth:`state_dict`."""
         statistics = cls()
         statistics.count, statistics._mean, statistics._squares = state["count"], state["mean"], state["squares"]
         return statistics
 
 
 def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """``blur(σ, ·)``: (…,h,w) convolved with a fixed Gaussian of standard deviation ``sigma`` cells, edges mirrored.
+    """``blur(σ, ·)``: maps (…,h,w) convolved with a Gaussian of standard deviation ``sigma`` cells.
 
-    The kernel reaches 2σ to each side and the border is mirrored about the outermost cells, as in the bottleneck authors' code.
+    As in the code of the bottleneck's authors, the kernel reaches 2σ to each side, and the border is mirrored about the
+    outermost cells.
     """
     if sigma == 0:
         return maps
@@ -111,13 +126,13 @@ def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         size = maps.shape[dim]
         places = torch.arange(size, device=maps.device)
         period = max(2 * (size - 1), 1)
-        # As a band matrix, so that a map smaller than the kernel is mirrored again instead of being an error.
+        # A band matrix also works for a map that is smaller than the kernel. Such a map is mirrored several times.
         band = maps.new_zeros(size, size)
         for offset, weight in zip(range(-radius, radius + 1), kernel, strict=True):
             mirrored = (places + offset) % period
             band.index_put_((places, torch.minimum(mirrored, period - mirrored) % size), weight, accumulate=True)
         rows = torch.movedim(maps, dim, -1)
-        # One product of matrices: on strided maps ``@`` would take as many as there are channels.
+        # One matrix product. On strided maps ``@`` would run one product per channel.
         maps = torch.movedim((rows.reshape(-1, size) @ band.T).view(rows.shape), -1, dim)
     return maps
 
@@ -125,8 +140,8 @@ def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
 def kl_to_prior(features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """D_KL(P(N|A) ‖ Q(N)) of every element, in nats (the terms of Eq. 7 and 9).
 
-    P = 𝒩(λA + (1−λ)μ, ((1−λ)σ)²) and Q = 𝒩(μ, σ²), so with z = (A − μ)/σ the divergence is
-    ½((1−λ)² + λ²z² − 1) − ln(1−λ). All arguments broadcast to (B,C,h,w); ``keep`` is λ in [0, 1).
+    P = 𝒩(λA + (1−λ)μ, ((1−λ)σ)²) and Q = 𝒩(μ, σ²). With z = (A − μ)/σ the divergence is
+    ½((1−λ)² + λ²z² − 1) − ln(1−λ). All arguments broadcast to (B,C,h,w). ``keep`` is λ in [0, 1).
     """
     z = (features - mean) / std
     damp = 1 - keep
@@ -149,7 +164,7 @@ def bottleneck_saliency(
     reduction: str = "mean",
     multilabel: bool = False,
 ) -> torch.Tensor:
-    """L^ib (Eq. 4–9) of every image of the batch, optimised together and independently of one another.
+    """L^ib (Eq. 4–9) of every image of the batch. An image's map does not depend on the other images.
 
     Args:
         head: A → logits (B,K), in evaluation mode.
@@ -161,14 +176,17 @@ def bottleneck_saliency(
         sigma: standard deviation of the blur, in cells of the feature map.
         steps, lr: Adam's steps and learning rate on γ.
         samples: draws of the noise per step.
-        generator: one for the batch or one per image.
-        reduction: how L_I gathers the elements' divergences: ``mean`` over C·h·w, as in the bottleneck authors' code;
-            ``reference``, each element weighted as on a 2048×7×7 map, so that a smaller map is squeezed equally hard;
-            ``sum``.
+        generator: one for the batch, or one per image.
+        reduction: how L_I combines the divergences of the elements. ``mean``: their mean over C·h·w, as in the code of the
+            bottleneck's authors. ``sum``: their sum. ``reference``: their sum divided by the number of elements of a 2048×7×7
+            map, so that an element has the same weight on maps of all sizes.
         multilabel: L_II is the target's binary cross-entropy instead of the softmax cross-entropy.
 
     Returns:
         (B,h,w) in nats, ≥ 0, detached.
+
+    Raises:
+        ValueError: ``reduction`` is unknown, ``steps`` or ``samples`` is below 1, or ``statistics`` has another shape than A.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"bottleneck reduction {reduction!r} is unknown; take one of {', '.join(REDUCTIONS)}")
@@ -177,7 +195,8 @@ def bottleneck_saliency(
     batch, *shape = features.shape
     features = features.detach()
     mean = statistics.mean.to(features)
-    # An element that never varies (a dead ReLU) would divide by zero; the authors' code floors the deviation likewise.
+    # Without a lower bound, an element that never varies (a dead ReLU) would give a division by zero. The authors' code has
+    # the same bound.
     std = statistics.std.to(features).clamp_min(0.01)
     if mean.shape != features.shape[1:]:
         raise ValueError(
@@ -188,34 +207,34 @@ def bottleneck_saliency(
     parameter = torch.full_like(features, gamma)
     first, second = torch.zeros_like(features), torch.zeros_like(features)
 
-    def keep_of(parameter: torch.Tensor) -> torch.Tensor:
-        # λ = 1 would make the divergence infinite, and float32's sigmoid reaches 1 above γ = 17.
+    def compute_keep(parameter: torch.Tensor) -> torch.Tensor:
+        # λ = 1 would make the divergence infinite, and in float32 the sigmoid is 1 above γ = 17.
         return (1 - 1e-6) * gaussian_blur(parameter.sigmoid(), sigma)
 
     with torch.enable_grad():
         for step in range(1, steps + 1):
             leaf = parameter.requires_grad_(True)
-            keep = keep_of(leaf)
+            keep = compute_keep(leaf)
             noise = draw(
                 lambda g: torch.randn(samples, *shape, generator=g, device=g.device, dtype=features.dtype),
                 batch,
                 generator,
             ).to(features.device)
-            # λA + (1−λ)(μ + σ·noise), gathered so that few operations see every sample.
+            # λA + (1−λ)(μ + σ·noise), in a form with few operations on all samples.
             centre, spread = torch.lerp(mean, features, keep), (1 - keep) * std
             noisy = centre[:, None] + spread[:, None] * noise
             logits = head(noisy.flatten(0, 1)).unflatten(0, (batch, samples))
             if multilabel:
-                chosen = logits.gather(2, target[:, None, None].expand(-1, samples, 1)).squeeze(2)
-                recognition = nn.functional.softplus(-chosen).mean(1)
+                target_logits = logits.gather(2, target[:, None, None].expand(-1, samples, 1)).squeeze(2)
+                recognition = nn.functional.softplus(-target_logits).mean(1)
             else:
-                wanted = target[:, None].expand(-1, samples)
-                recognition = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
+                repeated = target[:, None].expand(-1, samples)
+                recognition = nn.functional.cross_entropy(logits.transpose(1, 2), repeated, reduction="none").mean(1)
             divergence = kl_to_prior(features, keep, mean, std).flatten(1)
             information = divergence.mean(1) if reduction == "mean" else divergence.sum(1)
             if reduction == "reference":
                 information = information / REFERENCE_ELEMENTS
-            # Summed over images: each image's γ has its own gradient, whatever else is in the batch.
+            # A sum over images, so that the gradient of an image's γ does not depend on the other images.
             loss = (recognition + alpha * information).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
             with torch.no_grad():
@@ -224,32 +243,25 @@ def bottleneck_saliency(
                 update = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
                 parameter = parameter.detach() - lr * update
     with torch.no_grad():
-        # Rounding can leave −1e-8 where λ ≈ 0; a divergence is never negative.
-        return kl_to_prior(features, keep_of(parameter), mean, std).sum(1).clamp_min(0)
+        # A divergence is never negative. Rounding can give −1e-8 where λ ≈ 0.
+        return kl_to_prior(features, compute_keep(parameter), mean, std).sum(1).clamp_min(0)
 
 
-@dataclass(frozen=True)
-class Bottleneck:
-    """L^ib of the explained network as a saliency method; the settings are those of :func:`bottleneck_saliency`."""
+class Bottleneck(Settings):
+    """L^ib of the explained network as a saliency method, with the settings of :func:`bottleneck_saliency`."""
 
     label: ClassVar[str] = "Information bottleneck (L^ib)"
     requires: ClassVar[frozenset[str]] = frozenset({"statistics"})
-    alpha: float = 1000.0
-    gamma: float = 5.0
-    sigma: float = 1.0
-    steps: int = 10
-    lr: float = 1.0
-    samples: int = 10
-    reduction: str = "mean"
 
-    def __post_init__(self):
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(f"bottleneck: reduction must be one of {', '.join(REDUCTIONS)}, not {self.reduction!r}")
-        for name in ("steps", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bottleneck: {name} must be at least 1, not {getattr(self, name)}")
-        if self.alpha < 0 or self.sigma < 0 or self.lr <= 0:
-            raise ValueError("bottleneck: alpha and sigma must be ≥ 0 and lr > 0")
+    alpha: NonNegative = Field(1000.0, description="α of Eq. 8, the weight of L_I (published: 1000)")
+    gamma: float = Field(5.0, allow_inf_nan=False, description="where γ starts; λ = blur(σ, sigmoid(γ)) (published: 5)")
+    sigma: NonNegative = Field(1.0, description="σ of the blur, in cells of the feature map (published: 1)")
+    steps: Positive = Field(10, description="Adam's steps on γ, for each image")
+    lr: PositiveReal = Field(1.0, description="Adam's learning rate")
+    samples: Positive = Field(10, description="draws of the noise in each step")
+    reduction: Literal["mean", "reference", "sum"] = Field(
+        "mean", description="how L_I combines the divergences of the map's elements"
+    )
 
     def feature_saliency(
         self,
@@ -259,7 +271,7 @@ class Bottleneck:
         statistics: FeatureStatistics,
         generator: Generators = None,
     ) -> torch.Tensor:
-        """L^ib (B,h,w) at the feature map's size, from features that the caller already has."""
+        """L^ib (B,h,w) at the size of the feature map, from ``features`` (B,C,h,w) of the stem."""
         return bottleneck_saliency(
             network.head,
             features,
@@ -267,11 +279,11 @@ class Bottleneck:
             statistics,
             generator=generator,
             multilabel=network.multilabel,
-            **asdict(self),
+            **self.model_dump(),
         )
 
     def cost(self, channels: int) -> Cost:
-        """One pass of the stem, then one of the head and its gradient for every draw of every step."""
+        """One pass of the stem, and one pass of the head and its gradient for every draw in every step."""
         return Cost(pair=Passes(stem=1) + Passes(head=1, head_backward=1) * (self.steps * self.samples))
 
     def __call__(

@@ -1,6 +1,6 @@
-"""One step on a card at a time: neither Snakemake nor torch spreads the steps of one machine over its GPUs.
+"""One step per GPU at a time. Neither Snakemake nor torch distributes the steps of one machine over its GPUs.
 
-A step takes a lock per physical card. It is the kernel's (flock), so a step that is killed gives its card back as well.
+A step locks a physical card. The lock belongs to the operating system (flock), so it is released when the step is killed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     import torch
 
-# Seconds between two looks at cards that are all taken.
+# Seconds between two attempts while all cards are taken.
 POLL = 0.5
-# A lock object that is forgotten lets go.
+# Keep a reference: garbage collection releases the lock.
 _held: list[FileLock] = []
 
 
 def identities() -> list[str]:
-    """The name of every card that torch sees, in torch's order.
+    """The UUID of every card that is visible to torch, in torch's order. Under MIG it is the UUID of the slice.
 
-    It is the card's UUID (of its slice under MIG), which is the same whatever ``CUDA_VISIBLE_DEVICES`` shows and in
-    whatever order.
+    Unlike a card's number, the UUID does not depend on ``CUDA_VISIBLE_DEVICES``.
     """
     import torch
 
@@ -36,10 +35,11 @@ def identities() -> list[str]:
 
 
 def automatic() -> int:
-    """1 where ``device: auto`` means a GPU, 0 for the CPU: ``IBSGL_GPU`` where it is set, else whether torch sees one.
+    """1 if ``device: auto`` means a GPU, 0 if it means the CPU.
 
-    The answer is left in ``IBSGL_GPU`` for the processes to come: the jobs of a cluster keep to what was asked of its
-    scheduler, whatever their node has.
+    The environment variable ``IBSGL_GPU`` decides. If it is not set, it is set here: to 1 if torch finds a GPU. All later
+    processes then use the same device. So the jobs on a cluster use what was requested from its scheduler, also on a node with
+    other devices.
     """
     if "IBSGL_GPU" not in os.environ:
         import torch
@@ -50,20 +50,20 @@ def automatic() -> int:
 
 @cache
 def lease() -> torch.device:
-    """A card that no other step has, taken until this process ends; waits while all are taken.
+    """A card that no other step uses. This process keeps it until it ends. If all cards are taken, this function waits.
 
-    The card becomes torch's current one. Under SLURM the choice is among what the scheduler gave to the job. Further calls
-    give the same card.
+    The card becomes torch's current device. Under SLURM it is one of the cards that the scheduler gave to the job. Further
+    calls return the same card.
 
     Raises:
-        ValueError: torch sees no GPU.
+        ValueError: torch finds no GPU.
     """
     import torch
 
     names = identities()
     if not names:
-        raise ValueError("a GPU was asked for and torch sees none; give --gpu 0")
-    # Readable and writable by all: the users of a machine share its cards.
+        raise ValueError("a GPU is required, but torch finds none; give --gpu 0")
+    # Readable and writable by everybody, because the users of a machine share its cards.
     folder = Path(tempfile.gettempdir())
     locks = [FileLock(folder / f"ibsgl-gpu-{name}.lock", mode=0o666, thread_local=False) for name in names]
     waiting = False

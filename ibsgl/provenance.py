@@ -1,26 +1,23 @@
-"""Where a result comes from: digests of files and of code, facts about the machine, and a record on disk per result.
+"""Where a result comes from: digests of files, facts about code and machine, and a record on disk per result.
 
-A step of the workflow writes its record when it ends; :mod:`ibsgl.tracking` shows the records to MLflow later. So
-a step neither waits for a tracking server nor fails with it, nor pays the seconds that importing MLflow takes.
+A step of the workflow writes its record when it ends. :mod:`ibsgl.tracking` sends the records to MLflow later. So a step does
+not wait for a tracking server, does not fail with it, and does not import MLflow, which takes seconds.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ibsgl.files import write_json
 
 PACKAGES = (
     "ibsgl",
@@ -35,22 +32,22 @@ PACKAGES = (
     "mlflow",
 )
 
-RECORD = frozenset({"cell", "kind", "settings", "metrics", "history", "artifacts", "tags", "started", "seconds"})
+RECORD = frozenset({"result_id", "kind", "settings", "metrics", "history", "artifacts", "tags", "started", "seconds"})
 
 
 def collect(device: str, **extra: Any) -> dict[str, Any]:
-    """The facts that a result needs beside it to be made again.
+    """The facts that are needed to reproduce a result.
 
     Args:
-        device: what the step computed on, as ``str(torch.device)``: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: the device of the step, as ``str(torch.device)``: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         extra: further facts, for example ``data_digest``.
 
     Returns:
-        ``commit`` and ``dirty`` (changed or untracked files) of the code's repository, ``"unknown"`` and True where
-        there is none; ``device`` (the processor's or GPU's name), ``platform``, ``versions`` by package, and ``extra``.
-        No paths.
+        ``commit`` and ``dirty`` of the code's repository, ``device`` (the name of the processor or GPU), ``platform``,
+        ``versions`` by package, and ``extra``. ``dirty`` is True if files are changed or untracked. Without a repository,
+        ``commit`` is ``"unknown"`` and ``dirty`` is True. There are no paths.
     """
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
@@ -81,13 +78,13 @@ def _commit(file: Path) -> tuple[str, bool]:
     """Commit and dirty flag of the repository that tracks ``file``."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
-        # Several steps ask at once; none may hold the lock of the index.
+        # Several steps run git at once, so none may take the lock of the index.
         command = ["git", "--no-optional-locks", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     try:
         head = git("rev-parse", "--verify", "HEAD")
-        # A package installed into an environment inside some repository is not that repository's code.
+        # A package that is installed in an environment inside a repository is not code of that repository.
         if head.returncode or git("check-ignore", "--quiet", str(file)).returncode == 0:
             return "unknown", True
         status = git("status", "--porcelain")
@@ -103,9 +100,9 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def folder_digest(folder: str | os.PathLike[str]) -> str:
-    """16 hexadecimal digits that change when a file in ``folder`` is added, removed, resized or written, at any depth.
+    """16 hexadecimal digits that change when a file in ``folder``, at any depth, is added, removed, resized or written.
 
-    Reads names, sizes and dates only: tens of thousands of files take a fraction of a second.
+    Only names, sizes and dates are read. Tens of thousands of files take a fraction of a second.
     """
     digest = hashlib.sha256()
     for path, _, files in sorted(os.walk(folder)):
@@ -116,69 +113,9 @@ def folder_digest(folder: str | os.PathLike[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def source_digest(*modules: str) -> str:
-    """16 hexadecimal digits that change with the code of ``modules``, and not with its comments, docstrings or layout.
-
-    As a ``params`` value of a rule it re-runs what an edit affects and nothing when the code is only reformatted.
-
-    Args:
-        modules: dotted names; a package stands for every module below it. None is imported.
-
-    Raises:
-        ModuleNotFoundError: there is no such module.
-    """
-    digest = hashlib.sha256()
-    for module in sorted(set(modules)):
-        for name, file in _sources(module):
-            facts = os.stat(file)
-            digest.update(f"{name}={_code_digest(file, facts.st_mtime_ns, facts.st_size)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _sources(module: str) -> list[tuple[str, str]]:
-    """(name, file) of every source file of a module or package, the name free of where it is installed."""
-    top, *rest = module.split(".")
-    spec: ModuleSpec | None = find_spec(top)
-    name = top
-    for part in rest:
-        if spec is None or spec.submodule_search_locations is None:
-            spec = None
-            break
-        name = f"{name}.{part}"
-        # Unlike importlib.util.find_spec, the finder itself does not import the parent package.
-        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
-    if spec is None:
-        raise ModuleNotFoundError(f"no module named {module!r} to take the digest of; check the name")
-    if spec.submodule_search_locations is None:
-        return [(module, spec.origin)]
-    found = []
-    for folder in map(Path, spec.submodule_search_locations):
-        found += [(f"{module}:{file.relative_to(folder).as_posix()}", str(file)) for file in folder.rglob("*.py")]
-    return sorted(found)
-
-
-@cache
-def _code_digest(file: str, changed: int, size: int) -> str:
-    """Digest of one file's code; ``changed`` and ``size`` are there so that the cache notices an edit."""
-    content = Path(file).read_bytes()
-    if not file.endswith(".py"):
-        return hashlib.sha256(content).hexdigest()
-    tree = ast.parse(content, filename=file)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
 def write_record(
     directory: str | os.PathLike[str],
-    cell: str,
+    result_id: str,
     kind: str,
     *,
     settings: Mapping[str, Any],
@@ -189,18 +126,18 @@ def write_record(
     history: Iterable[Mapping[str, float]] = (),
     artifacts: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
-    """Write the record of one execution of a step, whole or not at all; it replaces an earlier record of the same cell.
+    """Write the record of one execution of a step. It replaces an earlier record with the same ``result_id``.
 
     Args:
-        directory: the records of one config.
-        cell: what was made, for example ``resnet/guided/rise`` or ``table3``.
+        directory: the folder with the records of one config.
+        result_id: the result, for example ``resnet/guided/rise`` or ``table3``.
         kind: ``training``, ``evaluation``, ``table`` or ``figure``.
         settings: the settings that the result depends on.
         metrics: final values by name.
-        tags: what :func:`collect` returned.
-        started: seconds since the epoch.
+        tags: the facts of :func:`collect`.
+        started: when the step began, in seconds since 1970.
         seconds: how long the step took.
-        history: one row per epoch, each with its number as ``epoch``.
+        history: one row per epoch. ``epoch`` is its number.
         artifacts: files that belong to the result, relative to the working directory.
 
     Returns:
@@ -209,44 +146,30 @@ def write_record(
     Raises:
         ValueError: a row of ``history`` has no ``epoch``.
     """
-    history = [{key: float(value) for key, value in row.items()} for row in history]
-    if any("epoch" not in row for row in history):
-        raise ValueError(f"{cell}: every row of the history needs the number of its epoch under 'epoch'")
+    rows = [{key: float(value) for key, value in row.items()} for row in history]
+    if any("epoch" not in row for row in rows):
+        raise ValueError(f"{result_id}: every row of the history needs the number of its epoch under 'epoch'")
     record = {
-        "cell": cell,
+        "result_id": result_id,
         "kind": kind,
         "settings": dict(settings),
         "metrics": {key: float(value) for key, value in metrics.items()},
-        "history": history,
+        "history": rows,
         "artifacts": [Path(path).as_posix() for path in artifacts],
         "tags": dict(tags),
         "started": float(started),
         "seconds": float(seconds),
     }
-    path = Path(directory, cell.replace("/", "__") + ".json")
+    path = Path(directory, result_id.replace("/", "__") + ".json")
     write_json(path, record)
     return path
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON under a temporary name beside ``path``, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every record in ``directory``, oldest first; empty where there is none.
+    """All records in ``directory``, oldest first.
 
-    Each also has its ``digest``: SHA-256 of the file, which tells one execution of a cell from the next. A file that is
-    not a record is passed over with a warning, so that it does not keep the others from being logged.
+    Each has also a ``digest``: the SHA-256 of its file. Two executions with the same result_id have different digests. A file
+    that is not a record is skipped with a warning, so that the others are logged.
     """
     records = []
     for path in Path(directory).glob("*.json"):
@@ -256,7 +179,7 @@ def read_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError):
             record = None
         if not isinstance(record, dict) or not record.keys() >= RECORD:
-            warnings.warn(f"{path} is not a record of this benchmark and is passed over; remove it", stacklevel=2)
+            warnings.warn(f"{path} is not a record of this benchmark and is skipped; remove it", stacklevel=2)
             continue
         records.append(record | {"digest": hashlib.sha256(content).hexdigest()})
-    return sorted(records, key=lambda record: (record["started"], record["cell"]))
+    return sorted(records, key=lambda record: (record["started"], record["result_id"]))

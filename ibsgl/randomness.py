@@ -1,7 +1,7 @@
-"""Seeds by name: every random draw of the benchmark comes from a generator made here.
+"""Seeds by name: every random draw of the benchmark comes from a generator of this module.
 
-One number in the config is the root; every other seed is derived from it by hashing a name, so that no two draws share a
-stream by accident and none depends on batch size, sharding or the order of the work.
+The config has one root seed. All other seeds are derived from it by hashing a name. So two draws never share a stream by
+accident, and no draw depends on the batch size, the shards or the order of the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed from the root ``seed`` and a path of names, stable across machines and Python versions."""
+    """A 63-bit seed from the root ``seed`` and names. It is the same on all machines and Python versions."""
     text = "\x1f".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
@@ -26,17 +26,16 @@ def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> 
 
 
 def draw(sample: Callable[[torch.Generator], torch.Tensor], batch: int, generators: Generators) -> torch.Tensor:
-    """Draw once per image and stack to ``(batch, …)``.
+    """Random tensors for a batch of images: ``(batch, …)``.
 
-    A sequence of generators, one an image, gives every image a draw of its own. A single generator (``None``: one seeded
-    with 0) is drawn from once and the result shared by the whole batch. Either way an image gets the same draw alone and
-    in a batch.
+    With one generator per image, every image has its own draw. With a single generator (``None``: one with the seed 0), the
+    whole batch shares one draw. In both cases, an image's draw does not depend on the other images.
     """
     if generators is None or isinstance(generators, torch.Generator):
         shared = sample(generators if generators is not None else torch.Generator().manual_seed(0))
         return shared.expand(batch, *shared.shape)
     if len(generators) != batch:
         raise ValueError(
-            f"{len(generators)} generators for a batch of {batch} images: give one an image, or a single one"
+            f"{len(generators)} generators for a batch of {batch} images: give one per image, or a single one"
         )
     return torch.stack([sample(g) for g in generators])

@@ -1,7 +1,7 @@
-"""Gradient saliency of the last convolutional feature map (Eq. 3), on the head alone.
+"""Gradient saliency of the last convolutional feature map (Eq. 3). It needs only the head.
 
-L^c = ReLU(Σ_k ∂y^c/∂A^k · A^k), element by element: what the literature calls HiResCAM. With a global-average-pool + linear
-head it equals Grad-CAM.
+L^c = ReLU(Σ_k ∂y^c/∂A^k · A^k), with an elementwise product. In the literature this is HiResCAM. If the head is a global
+average pool and a linear layer, it equals Grad-CAM.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ibsgl.network import SplitNetwork, feature_gradient, features_and_gradient, logit_gradient, upsample
-from ibsgl.passes import Cost, Passes
+from ibsgl.attribution.cost import Cost, Passes
+from ibsgl.networks.gradients import feature_gradient, features_and_gradient, logit_gradient
+from ibsgl.networks.split import SplitNetwork, upsample
 from ibsgl.randomness import Generators
 
 
@@ -26,8 +27,8 @@ def gradient_saliency(
 ) -> torch.Tensor:
     """Eq. 3: features A (B,C,h,w) and target (B,) → L^c (B,h,w) ≥ 0.
 
-    With ``create_graph`` the result can be differentiated with respect to ``features`` and the head's parameters;
-    otherwise it is detached.
+    With ``create_graph`` the result can be differentiated with respect to ``features`` and the head's parameters. Without it,
+    the result is detached.
     """
     with torch.enable_grad():
         if not features.requires_grad:
@@ -39,7 +40,10 @@ def gradient_saliency(
 def class_saliency(
     logits: torch.Tensor, features: torch.Tensor, target: torch.Tensor, create_graph: bool = False
 ) -> torch.Tensor:
-    """Eq. 3 as :func:`gradient_saliency`, of logits (B,K) of ``features`` that carry gradients; can be asked several times."""
+    """As :func:`gradient_saliency`, from logits (B,K) that the head has already computed from ``features`` with a graph.
+
+    The graph is kept, so the same logits can be used for several targets.
+    """
     gradient = logit_gradient(logits, features, target, create_graph, retain_graph=True)
     saliency = _rectified_sum(features, gradient)
     return saliency if create_graph else saliency.detach()
@@ -47,7 +51,7 @@ def class_saliency(
 
 @dataclass(frozen=True)
 class Gradient:
-    """Eq. 3 as a saliency method; on a guided network, the paper's own row."""
+    """Eq. 3 as a saliency method. On a guided network it is the paper's own method."""
 
     label: ClassVar[str] = "Eq. 3 (HiResCAM)"
     requires: ClassVar[frozenset[str]] = frozenset()

@@ -1,4 +1,4 @@
-"""SLURM jobs outlive a Snakemake that was killed: they are cancelled before a new one sends the same steps again."""
+"""If Snakemake is killed, its SLURM jobs go on. They are cancelled before a new call submits the same steps again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 
-# How Snakemake names the jobs of one call: slurm-jobname-prefix in profiles/slurm, and a UUID.
+# The names that Snakemake gives to the jobs of one call: slurm-jobname-prefix of profiles/slurm, and a UUID.
 _NAME = re.compile(r"ibsgl_[0-9a-f-]{36}")
 
 
@@ -20,18 +20,18 @@ def _leftovers() -> list[str]:
 
 
 def cancel_leftovers(patience: float = 300.0) -> list[str]:
-    """Cancel this user's workflow jobs of the working directory and wait until they are gone.
+    """Cancel this user's workflow jobs in the working directory and wait until they have ended.
 
-    A job that is being cancelled removes its output, so nothing may be written before it is gone.
+    A job that is being cancelled removes its output. So no step may write before all jobs have ended.
 
     Args:
-        patience: seconds until giving up.
+        patience: seconds to wait.
 
     Returns:
         The ids of the cancelled jobs.
 
     Raises:
-        TimeoutError: some are still there.
+        TimeoutError: some jobs have not ended.
     """
     jobs = _leftovers()
     if jobs:

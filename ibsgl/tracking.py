@@ -1,8 +1,8 @@
 """Records on disk → MLflow: one run per record, nested under one run per invocation of the workflow.
 
-A follower process logs new records while jobs run. What it could not log, because the tracking server was away or the
-process was killed, stays in ``records/`` and is logged by the next one; a ledger per tracking URI says what is logged
-already. MLflow is imported here only when there is something to log: it takes seconds.
+A separate process, the follower, logs new records while jobs run. If the tracking server cannot be reached or the follower is
+killed, records stay in ``records/``, and the next follower logs them. For each tracking URI a ledger lists the records that
+are logged already. MLflow is imported only if there is something to log, because its import takes seconds.
 """
 
 from __future__ import annotations
@@ -25,22 +25,26 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from ibsgl import provenance
+from ibsgl import files, provenance
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-POLL = 3.0  # seconds between two looks at the records
-RETRY = 30.0  # seconds before a server that did not answer is asked again
-PATIENCE = 60.0  # seconds without a record logged after which the workflow's end waits no longer
+# Seconds between two reads of the records.
+POLL = 3.0
+# Seconds before a server that did not answer is tried again.
+RETRY = 30.0
+# If no record is logged for so many seconds, the end of the workflow no longer waits.
+PATIENCE = 60.0
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or the store that ``mlflow ui`` opens by itself in the working directory."""
+    """``MLFLOW_TRACKING_URI``, or the store that ``mlflow ui`` opens by default in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def _shown(uri: str) -> str:
-    return re.sub(r"(?<=//)[^/@]*@", "", uri)
+def _without_password(text: str) -> str:
+    """``text`` without the user names and passwords of its URIs."""
+    return re.sub(r"(?<=//)[^/@]*@", "", text)
 
 
 def _store_file(uri: str) -> Path | None:
@@ -54,14 +58,14 @@ def _ledger_file(directory: Path, uri: str) -> Path:
 def _ledger(directory: Path, uri: str) -> dict[str, str]:
     """Digest of each logged record → its run."""
     store, path = _store_file(uri), _ledger_file(directory, uri)
-    # Somebody who removes the database starts over; the ledger is then about runs that are gone.
+    # If the database was removed, the runs in the ledger no longer exist.
     if (store is not None and not store.exists()) or not path.exists():
         return {}
     return json.loads(path.read_text())
 
 
 def pending_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records that :func:`tracking_uri` does not have yet, oldest first."""
+    """The records that are not logged to :func:`tracking_uri` yet, oldest first."""
     ledger = _ledger(Path(directory), tracking_uri())
     return [record for record in provenance.read_records(directory) if record["digest"] not in ledger]
 
@@ -75,15 +79,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _name(key: str, limit: int) -> str:
-    """``key`` as MLflow takes it for the name of a param or a metric."""
+    """``key`` as a valid name of a param or a metric in MLflow."""
     return re.sub(r"[^\w\-. /]", "_", key)[:limit]
 
 
 class _Store:
-    """A client and the experiment that it logs to; the only place that talks to MLflow."""
+    """A client of MLflow and the experiment that it logs to. Only this class uses MLflow."""
 
     def __init__(self, experiment: str) -> None:
-        # MLflow's own 7 retries of 120 s would hold the workflow's end for minutes when the server is away.
+        # With MLflow's default of 7 retries of 120 s, the workflow would not end for minutes if the server is not reached.
         for key, value in (
             ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
             ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
@@ -95,14 +99,14 @@ class _Store:
 
         self.uri = tracking_uri()
         self.name = experiment
-        with self.alone():
+        with self.locked():
             self.client = MlflowClient(self.uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
                 try:
                     self.experiment_id = self.client.create_experiment(experiment)
                 except MlflowException:
-                    # Another client of the same server was faster.
+                    # Another client of the same server has created it meanwhile.
                     found = self.client.get_experiment_by_name(experiment)
                     if found is None:
                         raise
@@ -110,8 +114,8 @@ class _Store:
                 self.experiment_id = found.experiment_id
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """The only process of this benchmark in an SQLite store: two that open a fresh one break its migrations."""
+    def locked(self) -> Iterator[None]:
+        """Lock an SQLite store. If two processes open a new store at once, they break its migrations."""
         file = _store_file(self.uri)
         if file is None:
             yield
@@ -121,7 +125,7 @@ class _Store:
             yield
 
     def create(self, name: str, started: float, settings: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
-        """A new running run with its params and tags; returns its id."""
+        """Start a run with its params and tags; returns its id."""
         from mlflow.entities import Param, RunTag
         from mlflow.utils.validation import (
             MAX_ENTITY_KEY_LENGTH,
@@ -141,7 +145,7 @@ class _Store:
         return run.info.run_id
 
     def log(self, record: Mapping[str, Any], parent: str) -> str:
-        """One record as a finished run below ``parent``; earlier runs of its cell are tagged as superseded."""
+        """Log one record as a finished run below ``parent``; earlier runs of the same result are tagged as superseded."""
         from mlflow.entities import Dataset, DatasetInput, Metric
         from mlflow.utils.validation import (
             MAX_DATASET_DIGEST_SIZE,
@@ -150,8 +154,8 @@ class _Store:
         )
 
         facts = dict(record["tags"])
-        tags = {"mlflow.parentRunId": parent, "ibsgl.cell": record["cell"], "ibsgl.kind": record["kind"]}
-        run = self.create(record["cell"], record["started"], record["settings"], tags | _run_tags(facts))
+        tags = {"mlflow.parentRunId": parent, "ibsgl.result_id": record["result_id"], "ibsgl.kind": record["kind"]}
+        run = self.create(record["result_id"], record["started"], record["settings"], tags | _run_tags(facts))
         ended = int(1000 * (record["started"] + record["seconds"]))
         steps = [int(row["epoch"]) for row in record["history"]]
         metrics = [
@@ -171,15 +175,15 @@ class _Store:
             data = Dataset(self.name, digest[:MAX_DATASET_DIGEST_SIZE], source_type="code", source=source)
             self.client.log_inputs(run, [DatasetInput(data)])
         for artifact in map(Path, record["artifacts"]):
-            # A result that was since removed is no reason to lose the run.
+            # The run is logged also if the result's file was removed.
             if artifact.exists():
                 self.client.log_artifact(run, str(artifact), artifact.parent.name or None)
         self.client.set_terminated(run, "FINISHED", ended)
-        self._supersede(record["cell"], run)
+        self._supersede(record["result_id"], run)
         return run
 
-    def _supersede(self, cell: str, newest: str) -> None:
-        same = self.client.search_runs([self.experiment_id], f"tags.`ibsgl.cell` = '{cell}'")
+    def _supersede(self, result_id: str, newest: str) -> None:
+        same = self.client.search_runs([self.experiment_id], f"tags.`ibsgl.result_id` = '{result_id}'")
         for run in same:
             if run.info.run_id == newest or run.data.tags.get("ibsgl.superseded"):
                 continue
@@ -189,7 +193,7 @@ class _Store:
 
 
 def _run_tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What :func:`ibsgl.provenance.collect` found out, under MLflow's names where it has one."""
+    """The facts of :func:`ibsgl.provenance.collect` as tags, with MLflow's own names where there are some."""
     facts = dict(facts)
     tags = {"mlflow.source.name": "ibsgl", "mlflow.source.type": "PROJECT"}
     commit = facts.pop("commit", "unknown")
@@ -201,21 +205,21 @@ def _run_tags(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def log_records(directory: str | os.PathLike[str], experiment: str, parent: Callable[[], str]) -> int:
-    """Log every record that the tracking URI does not have yet, each as a run of its own.
+    """Log every record that is not logged to the tracking URI yet, each as a run of its own.
 
-    Several processes may do so at once: a record is logged by one of them. A process that is killed between a run's end
-    and its entry in the ledger leaves a run that the next one repeats and supersedes.
+    Several processes may call this at once. Each record is logged by one of them. If a process is killed after a run ends and
+    before the ledger is written, the next process logs the record again, and the new run supersedes the first.
 
     Args:
-        directory: the records of one config.
+        directory: the folder with the records of one config.
         experiment: the config's name.
-        parent: gives the id of the run to nest under; called only if there is a record to log.
+        parent: returns the id of the parent run. It is called only if there is a record to log.
 
     Returns:
-        How many were logged.
+        The number of records that were logged.
 
     Raises:
-        Exception: whatever MLflow raises when the store does not take a record. Those logged before it stay logged.
+        Exception: any exception of MLflow, if a record cannot be logged. Records that were logged before stay logged.
     """
     directory = Path(directory)
     ledger_file = _ledger_file(directory, tracking_uri())
@@ -229,23 +233,23 @@ def log_records(directory: str | os.PathLike[str], experiment: str, parent: Call
         run = parent()
         store = _Store(experiment)
         for record in pending:
-            with store.alone():
+            with store.locked():
                 ledger[record["digest"]] = store.log(record, run)
-            provenance.write_json(ledger_file, ledger)
+            files.write_json(ledger_file, ledger)
             logged += 1
     return logged
 
 
 def _reason(error: Exception) -> str:
-    """One line for the user; the whole of it goes to the log."""
+    """One line for the user. The traceback is printed to the log."""
     traceback.print_exception(error)
-    text = _shown(" ".join(str(error).split()))
+    text = _without_password(" ".join(str(error).split()))
     return "no answer" if text.startswith("API request to") and "failed with exception" in text else text[:200]
 
 
 @dataclass
 class _Invocation:
-    """One call of the workflow: the parent run, made when the first record comes, and what became of it."""
+    """One call of the workflow: its parent run, which is created with the first record, and its outcome."""
 
     name: str
     directory: Path
@@ -261,7 +265,7 @@ class _Invocation:
         if self.run is None:
             store = _Store(self.name)
             tags = _run_tags(provenance.collect("cpu")) | {"ibsgl.kind": "invocation", "ibsgl.targets": self.targets}
-            with store.alone():
+            with store.locked():
                 title = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
                 self.run = store.create(title, self.started, self.settings, tags)
                 if self.settings:
@@ -269,14 +273,14 @@ class _Invocation:
         return self.run
 
     def log(self) -> bool:
-        """Log what is new; False when the store did not take it, and then ``error`` says why in one line."""
+        """Log the new records. Returns False if this failed; ``error`` is then the reason in one line."""
         before = len(pending_records(self.directory))
         self.error = None
         try:
             if before:
                 log_records(self.directory, self.name, self.parent)
         except Exception as error:
-            # Whatever a store or server does wrong, the records stay and the workflow goes on.
+            # If a store or server fails, the records stay and the workflow continues.
             self.error = _reason(error)
         self.logged += before - len(pending_records(self.directory))
         return self.error is None
@@ -287,22 +291,22 @@ class _Invocation:
             return
         try:
             store = _Store(self.name)
-            with store.alone():
+            with store.locked():
                 store.client.set_terminated(self.run, status)
         except Exception as error:
             self.error = _reason(error)
 
     def outcome(self) -> dict[str, Any]:
-        """What :func:`_message` needs."""
+        """The values that :func:`_message` needs."""
         return {"logged": self.logged, "pending": len(pending_records(self.directory)), "error": self.error}
 
 
 def _message(directory: Path, outcome: Mapping[str, Any]) -> str | None:
-    """The one line that a user reads; None when there was nothing to log."""
-    uri, shown = tracking_uri(), _shown(tracking_uri())
+    """One line for the user; ``None`` if there was nothing to log."""
+    uri, printed_uri = tracking_uri(), _without_password(tracking_uri())
     logged, kept = outcome["logged"], outcome["pending"]
     if outcome["error"] is not None:
-        server = f"the tracking server at {shown}" if uri.startswith("http") else shown
+        server = f"the tracking server at {printed_uri}" if uri.startswith("http") else printed_uri
         problem = "did not answer" if outcome["error"] == "no answer" else f"failed ({outcome['error']})"
         return (
             f"MLflow: {server} {problem}; {kept} record{'s are' if kept != 1 else ' is'} kept in {directory} "
@@ -311,17 +315,20 @@ def _message(directory: Path, outcome: Mapping[str, Any]) -> str | None:
     if not logged:
         return None
     if uri.startswith("http"):
-        see = "see them there"
+        hint = "see them there"
     else:
-        see = "see them with: mlflow ui" + ("" if uri == DEFAULT_URI else f" --backend-store-uri {shown}")
-    return f"MLflow: {logged} run{'s' if logged != 1 else ''} logged to {shown}; {see}"
+        hint = "see them with: mlflow ui" + ("" if uri == DEFAULT_URI else f" --backend-store-uri {printed_uri}")
+    return f"MLflow: {logged} run{'s' if logged != 1 else ''} logged to {printed_uri}; {hint}"
 
 
 class Tracker:
     """The follower process of one call of the workflow.
 
-    Records are those of ``name``, in ``directory``; ``settings`` is the resolved config and becomes the parent run's
-    params and its artifact ``config.yaml``; ``targets`` is what was asked for.
+    Args:
+        name: the config's name.
+        directory: the folder with the records.
+        settings: the resolved config. It becomes the params of the parent run and its artifact ``config.yaml``.
+        targets: the targets of this call.
     """
 
     def __init__(
@@ -332,14 +339,14 @@ class Tracker:
         self._started = False
 
     def start(self) -> None:
-        """Start the follower, which writes to ``logs/mlflow.log`` and outlives Ctrl-C for its last look."""
+        """Start the follower. It writes to ``logs/mlflow.log``. Ctrl-C does not stop it, so that it logs the last records."""
         log = self.directory.parent / "logs" / "mlflow.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._started = True
-        what = json.dumps({"settings": self.settings, "targets": self.targets})
+        invocation = json.dumps({"settings": self.settings, "targets": self.targets})
         with log.open("a") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ibsgl.tracking", self.name, str(self.directory), what],
+                [sys.executable, "-m", "ibsgl.tracking", self.name, str(self.directory), invocation],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -347,29 +354,29 @@ class Tracker:
             )
 
     def finish(self, status: Status) -> None:
-        """Tell the follower how the workflow ended, wait until it has logged the rest, and print what became of it.
+        """Send the workflow's status to the follower, wait until it has logged the rest, and print the outcome.
 
-        A store may keep a client waiting for minutes (MLflow asks an unreachable database eleven times): a follower that
-        logs nothing for ``PATIENCE`` seconds is stopped, and the records stay for the next run.
+        A follower that logs nothing for ``PATIENCE`` seconds is stopped, and the records stay for the next run. Otherwise it
+        could wait for minutes, because MLflow tries to reach a database eleven times.
         """
         if self._process is None:
             return
         process, self._process = self._process, None
-        pending, answer = len(pending_records(self.directory)), None
-        while answer is None:
+        pending, output = len(pending_records(self.directory)), None
+        while output is None:
             try:
-                answer, _ = process.communicate(status.encode(), timeout=PATIENCE)
+                output, _ = process.communicate(status.encode(), timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 left = len(pending_records(self.directory))
                 if left == pending:
                     process.kill()
-                    answer = json.dumps({"logged": 0, "pending": left, "error": "no answer"}).encode()
+                    output = json.dumps({"logged": 0, "pending": left, "error": "no answer"}).encode()
                 pending = left
             except KeyboardInterrupt:
                 print("MLflow: the last records are being logged in the background", file=sys.stderr)
                 raise
         try:
-            outcome = json.loads(answer)
+            outcome = json.loads(output)
         except json.JSONDecodeError:
             log = self.directory.parent / "logs" / "mlflow.log"
             print(f"MLflow: the logging process ended early, see {log}; the records are kept", file=sys.stderr)
@@ -378,10 +385,10 @@ class Tracker:
             print(message, file=sys.stderr)
 
     def close(self) -> None:
-        """For the end of the process, when Snakemake may have called no handler.
+        """Log the remaining records at the end of the process, also if Snakemake has called no handler.
 
-        A follower that nobody finished (the workflow was interrupted) ends as FAILED; if none was started (nothing was
-        to be done), one logs what an earlier call had to leave.
+        If the workflow was interrupted, its follower is still running and ends as FAILED. If there was nothing to do, no
+        follower was started; then one is started for records that an earlier call left.
         """
         if self._started:
             self.finish("FAILED")
@@ -391,9 +398,9 @@ class Tracker:
 
 
 def flush(name: str, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    """Log by hand what is not logged yet, as an invocation of its own, and print what became of it."""
+    """Log the records that are not logged yet, as an invocation of its own, and print the outcome."""
     if not pending_records(directory):
-        print(f"MLflow: nothing new for {_shown(tracking_uri())} in {directory}", file=sys.stderr)
+        print(f"MLflow: nothing new for {_without_password(tracking_uri())} in {directory}", file=sys.stderr)
         return
     tracker = Tracker(name, directory, settings, targets="track")
     tracker.start()
@@ -401,26 +408,27 @@ def flush(name: str, directory: str | os.PathLike[str], settings: Mapping[str, A
 
 
 def _follow(invocation: _Invocation) -> dict[str, Any]:
-    """Log new records until standard input says how the workflow ended, or closes because its process is gone."""
-    asked = 0.0
+    """Log new records until standard input gives the workflow's status, or closes because the workflow was killed."""
+    statuses: dict[str, Status] = {"FINISHED": "FINISHED", "FAILED": "FAILED"}
+    next_try = 0.0
     while not select.select([0], [], [], POLL)[0]:
-        if time.monotonic() >= asked:
-            asked = time.monotonic() + (0 if invocation.log() else RETRY)
+        if time.monotonic() >= next_try:
+            next_try = time.monotonic() + (0 if invocation.log() else RETRY)
     word = os.read(0, 64).decode()
     invocation.log()
-    invocation.close(word if word in ("FINISHED", "FAILED") else "KILLED")
+    invocation.close(statuses.get(word, "KILLED"))
     return invocation.outcome()
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ibsgl.tracking", description="Follow the records of one workflow.")
-    parser.add_argument("name", help="the config's name, which is the experiment's")
-    parser.add_argument("directory", type=Path, help="the folder of the records")
-    parser.add_argument("what", type=json.loads, help="settings and targets of the workflow, as JSON")
-    given = parser.parse_args()
-    # MLflow prints the address of each run; standard output is for the outcome alone.
+    parser.add_argument("name", help="name of the config and of the experiment")
+    parser.add_argument("directory", type=Path, help="folder with the records")
+    parser.add_argument("invocation", type=json.loads, help="settings and targets of the workflow, as JSON")
+    arguments = parser.parse_args()
+    # MLflow prints the address of each run. Standard output is for the outcome alone.
     with redirect_stdout(sys.stderr):
-        outcome = _follow(_Invocation(given.name, given.directory, **given.what))
+        outcome = _follow(_Invocation(arguments.name, arguments.directory, **arguments.invocation))
     print(json.dumps(outcome))
 
 

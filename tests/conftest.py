@@ -11,10 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from ibsgl.data.loading import VOCData
-from ibsgl.data.shapes import generate
-from ibsgl.data.voc import build_index
-from ibsgl.network import SplitNetwork, build_network
+from ibsgl.data.loading import ImageDataset
+from ibsgl.data.sources.shapes import generate
+from ibsgl.data.sources.voc import build_index
+from ibsgl.networks import build_network
+from ibsgl.networks.split import SplitNetwork
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: a run on several cores ends when its last file ends."""
+    items.sort(key=lambda item: item.path.name != "test_graph.py")
 
 
 def _stir(network: SplitNetwork) -> SplitNetwork:
@@ -30,13 +36,13 @@ def _stir(network: SplitNetwork) -> SplitNetwork:
 
 @pytest.fixture
 def networks() -> dict[str, SplitNetwork]:
-    """By name: a ResNet and a VGG of 4 classes and width 4, and a multi-label ResNet; in evaluation mode, float32."""
+    """By name: a ResNet and a VGG of 4 classes and width 8, and a multi-label ResNet; in evaluation mode, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = {
-            "resnet": build_network("resnet_small", 4, width=4),
-            "vgg": build_network("vgg_small", 4, width=4),
-            "multilabel": build_network("resnet_small", 4, width=4, multilabel=True),
+            "resnet": build_network("resnet_small", 4, width=8),
+            "vgg": build_network("vgg_small", 4, width=8),
+            "multilabel": build_network("resnet_small", 4, width=8, multilabel=True),
         }
         return {name: _stir(network).eval() for name, network in built.items()}
 
@@ -57,13 +63,13 @@ def targets() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def small_shapes(tmp_path_factory) -> Callable[..., VOCData]:
+def small_shapes(tmp_path_factory) -> Callable[..., ImageDataset]:
     """``small_shapes(trainval, test)`` → the built-in data at 32 pixels, a third of its training images held out."""
 
-    def make(trainval: int, test: int) -> VOCData:
+    def make(trainval: int, test: int) -> ImageDataset:
         root = tmp_path_factory.mktemp("shapes") / "VOC2007"
         generate(root, seed=0, trainval=trainval, test=test, size=32, progress=False)
         splits = {"train": "trainval", "test": "test"}
-        return VOCData(build_index(root, splits=splits, held_out=1 / 3, seed=0), root, 32)
+        return ImageDataset(build_index(root, splits=splits, held_out=1 / 3, seed=0), root, 32)
 
     return make

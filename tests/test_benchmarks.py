@@ -1,10 +1,12 @@
-"""The speed benchmark runs, and what it writes is what it says; nothing here depends on how long anything takes."""
+"""The benchmarks run, and their values are of the right kind. No check depends on how long anything takes."""
 
+import importlib.util
 import json
 import math
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -51,7 +53,7 @@ def test_the_command_prints_and_writes(speed, tmp_path):
         for key in ("seconds", "floor", "efficiency", "forwards"):
             assert 0 < row[key] < math.inf, (name, key)
         assert row["method"] in result.output
-        # Packages of the dev extra are here; the others only where somebody has them.
+        # The packages of the dev extra are installed, the others may be.
         if row["agreement"] == "not installed":
             assert row["peer"] in ("TorchRay", "IBA")
             assert row["speedup"] is row["agrees"] is None
@@ -78,8 +80,8 @@ def test_unknown_methods_are_named(speed):
     assert run(speed, "--help").exit_code == 0
 
 
-def test_floors_run_the_passes_that_were_asked_for(speed):
-    """Images through each part, forward and backward, counted where they pass."""
+def test_floors_run_the_given_passes(speed):
+    """Images through each part, forward and backward, counted by hooks."""
     bench = speed.Bench("resnet_small", 32, speed.Clock(torch.device("cpu"), 0))
     passed = {"stem": 0, "head": 0, "stem_backward": 0, "head_backward": 0}
 
@@ -95,9 +97,9 @@ def test_floors_run_the_passes_that_were_asked_for(speed):
 
     bench.network.stem.register_forward_hook(count("stem"))
     bench.network.head.register_forward_hook(count("head"))
-    asked = {"stem": 40, "head": 150, "stem_backward": 3, "head_backward": 143}
-    bench.floor(speed.Passes(**asked))()
-    assert passed == asked
+    wanted = {"stem": 40, "head": 150, "stem_backward": 3, "head_backward": 143}
+    bench.floor(speed.Passes(**wanted))()
+    assert passed == wanted
 
 
 def test_the_reproductions_methods_are_timed_on_any_device(monkeypatch, tmp_path):
@@ -121,7 +123,7 @@ def test_the_reproductions_methods_are_timed_on_any_device(monkeypatch, tmp_path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said_in_one_line(monkeypatch):
+def test_a_missing_gpu_is_one_line(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import scale
 
@@ -130,8 +132,8 @@ def test_a_gpu_that_is_not_there_is_said_in_one_line(monkeypatch):
     assert "torch sees no GPU here; give --device cpu" in done.output
 
 
-def test_the_cores_time_is_shared_out(monkeypatch, tmp_path):
-    """Two jobs of 4 and 2 seconds on two cores within 5: 10 core-seconds, 4 without a job, half a second to start each."""
+def test_the_cores_time_has_three_parts(monkeypatch, tmp_path):
+    """Jobs of 4 and 2 seconds on two cores in 5 seconds: 10 core-seconds, 4 without a job, half a second to start each job."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import overhead
 
@@ -141,7 +143,36 @@ def test_the_cores_time_is_shared_out(monkeypatch, tmp_path):
         file.write_text(f"s\tcpu_time\n{seconds}\t1\n")
         os.utime(file, (end, end))
     monkeypatch.setattr(overhead, "start_seconds", lambda modules, cores: 0.5)
-    assert [overhead.kind(name) == overhead.HEAVY for name in overhead.jobs_of(tmp_path)["name"]] == [True, False]
+    modules = [overhead.modules_of(name) for name in overhead.read_jobs(tmp_path)["name"]]
+    assert modules == [overhead.OTHER_MODULES, overhead.MODULES["table"]]
     done = CliRunner().invoke(overhead.app, [str(tmp_path)])
     assert done.exit_code == 0, (done.output, done.exception)
     assert [line.split()[-1] for line in done.output.splitlines()[-3:]] == ["50.0%", "10.0%", "40.0%"]
+
+
+def test_the_modules_that_jobs_import_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import overhead
+
+    for modules in (*overhead.MODULES.values(), overhead.OTHER_MODULES):
+        for module in modules.split(", "):
+            assert importlib.util.find_spec(module), module
+
+
+def test_the_guidance_scan_compares_with_the_control(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import guidance_scan
+
+    out = tmp_path / "new" / "scan.csv"
+    arguments = ["--config", str(ROOT / "tests" / "configs" / "minimal.yaml"), "--epochs", "1", "--lr", "1e-3"]
+    arguments += ["--reduction", "sum", "--step-size", "0.05", "--step-size", "0.1", "--steps", "1", "--out", str(out)]
+    done = CliRunner().invoke(guidance_scan.app, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    table = pd.read_csv(out)
+    assert table[["model", "step_size", "steps"]].values.tolist() == [["resnet", 0.05, 1], ["resnet", 0.1, 1]]
+    # Both rows have the same control.
+    for key in ("l_ce", "l_ss"):
+        assert table[f"{key}_control"].nunique() == 1
+        difference = table[f"{key}_guided"] - table[f"{key}_control"]
+        assert ((table[f"{key}_low"] <= difference) & (difference <= table[f"{key}_high"])).all()
+    assert (table["l_ce_guided"] != table["l_ce_control"]).all()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics, bottleneck_saliency, gaussian_blur, kl_to_prior
-from ibsgl.network import build_network
+from ibsgl.networks import build_network
 
 
 def test_welford_equals_the_two_pass_formulas():
@@ -72,7 +72,7 @@ def test_blur_leaves_constants_alone_on_any_size():
 @pytest.fixture
 def case():
     torch.manual_seed(0)
-    network = build_network("vgg_small", 4, width=4).eval()
+    network = build_network("vgg_small", 4, width=8).eval()
     images = torch.rand(5, 3, 64, 64)
     with torch.no_grad():
         features = network.stem(images)

@@ -11,18 +11,20 @@ import torch
 
 from ibsgl import attribution, guidance
 from ibsgl.bottleneck import FeatureStatistics, bottleneck_saliency
-from ibsgl.guidance import feature_divergence, guidance_target, saliency_cross_entropy
+from ibsgl.guidance.algorithm import feature_divergence, guidance_target
+from ibsgl.guidance.localization import saliency_cross_entropy
 from ibsgl.metrics.faithfulness import average_drop, average_increase
 from ibsgl.metrics.localization import bbox, ebpg, miou
-from ibsgl.network import SplitNetwork, build_network
+from ibsgl.networks import build_network
+from ibsgl.networks.split import SplitNetwork
 from ibsgl.saliency import gradient_saliency
 from ibsgl.suppression import suppression_loss, top_fraction_mask
 
 # A room may add optional arguments to what stands here, and nothing else.
 # fmt: off
 CONTRACTS = {
-    "network.SplitNetwork": lambda stem, head: ...,
-    "network.build_network": lambda arch, num_classes, weights=None, **kw: ...,
+    "networks.SplitNetwork": lambda stem, head: ...,
+    "networks.build_network": lambda arch, num_classes, weights=None, **kw: ...,
     "saliency.gradient_saliency": lambda head, features, target, create_graph=False: ...,
     "suppression.top_fraction_mask": lambda saliency, r: ...,
     "suppression.suppression_loss": lambda l_c, l_p, r=0.35: ...,
@@ -123,10 +125,10 @@ def small(num_classes, width):
 
 @pytest.mark.parametrize("arch", ["resnet_small", "vgg_small", f"{__name__}:small"])
 def test_networks_by_name_and_by_factory(arch, tmp_path):
-    built = build_network(arch, 7, width=2)
+    built = build_network(arch, 7, width=8)
     assert built(torch.rand(2, 3, 32, 32)).shape == (2, 7)
     torch.save(built.state_dict(), tmp_path / "weights.pt")
-    again = build_network(arch, 7, tmp_path / "weights.pt", width=2)
+    again = build_network(arch, 7, tmp_path / "weights.pt", width=8)
     for key, value in built.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
 

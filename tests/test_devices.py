@@ -133,7 +133,7 @@ def test_the_lock_is_open_to_the_other_users_of_the_machine(step, tmp_path):
 
 def test_without_a_card_the_error_says_what_to_give(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="torch sees none; give --gpu 0"):
+    with pytest.raises(ValueError, match="torch finds none; give --gpu 0"):
         devices.lease()
 
 

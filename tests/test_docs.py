@@ -1,158 +1,309 @@
-"""The documentation says what the code does: every key of the config with its default, and the example of docs/ is usable."""
+"""The documentation agrees with the code: keys, commands, links, names, and the code of the examples."""
 
 import ast
-import inspect
+import importlib
+import importlib.util
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
+import torch
 import yaml
-from pydantic import BaseModel
+from PIL import Image
 
 from ibsgl import attribution, config
+from ibsgl.config.schema import Config
+from ibsgl.config.steps import STEPS
+from ibsgl.data.loading import ImageDataset
+from ibsgl.data.sources import DataSource
+from ibsgl.metrics import METRICS, Evidence, Metric
+from ibsgl.networks import SplitNetwork
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
-FRUITS = ROOT / "docs" / "fruits.yaml"
-PAGES = ["config/README.md", "docs/deviations.md", "docs/fruits.md", "docs/slurm.md"]
+DOCS = ROOT / "docs"
+FRUITS = DOCS / "fruits.yaml"
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+# On the site this page shows config/README.md.
+CONFIG_PAGE = DOCS / "config.md"
+# Commands of `ibsgl` that are no step of the workflow.
+TOOLS = {"plan", "settings", "track"}
+
+every_page = pytest.mark.parametrize("page", PAGES)
 
 
-def schema(section=config.Config, instance=None, prefix=""):
-    """Every leaf key, dotted, with its default (``...`` where there is none)."""
-    keys = {}
-    for name, field in section.model_fields.items():
-        key = prefix + name
-        default = getattr(instance, name) if instance is not None else field.get_default(call_default_factory=True)
-        # Of an optional section, or of a list of them.
-        inner = [kind for kind in get_args(field.annotation) if inspect.isclass(kind) and issubclass(kind, BaseModel)]
-        if name == "models" and section is config.Config:
-            keys |= schema(config.Model, prefix="models.<name>.")
-        elif name == "methods" and section is config.Config:
-            keys["methods.<method>"] = ...
-        elif isinstance(default, BaseModel):
-            keys |= schema(type(default), default, f"{key}.")
-        else:
-            keys[key] = ... if field.is_required() and instance is None else default
-            for kind in inner:
-                keys |= schema(kind, prefix=f"{key}.")
-    return keys
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+def in_code(text):
+    """Everything in a code block or between backticks."""
+    blocks = re.findall(r"^```.*?^```", text, flags=re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [*(line for block in blocks for line in block.splitlines()), *re.findall(r"`([^`]+)`", rest)]
 
 
-def rows(heading):
-    """The rows of all of the README's tables that begin with ``heading``."""
-    found, inside = [], False
-    for line in README.splitlines():
-        inside = line.startswith("|") and (inside or cells(line)[: len(heading)] == heading)
-        if inside:
-            found.append(cells(line))
-    return [row for row in found if row[0].startswith("`")]
+def load_reference():
+    """docs/config_reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("config_reference", DOCS / "config_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def value(cell):
-    """What a cell holds in backticks, read as YAML."""
-    return yaml.safe_load(cell.strip("`"))
+@pytest.fixture(scope="module")
+def reference():
+    return load_reference()
 
 
-def test_readme_has_every_key_of_the_schema_and_no_other():
-    documented = [row[0].strip("`") for row in rows(["key", "value", "default"])]
-    assert sorted(documented) == sorted(schema())
+@pytest.fixture(scope="module")
+def keys():
+    """The documented keys, and every section above one of them."""
+    documented = re.findall(r"^\| `([^`]+)` \|", text_of("config/README.md"), flags=re.MULTILINE)
+    sections = {key.rsplit(".", depth)[0] for key in documented for depth in range(1, key.count(".") + 1)}
+    return {*documented, *sections, *Config.model_fields, *(f"methods.{name}" for name in attribution.names())}
 
 
-def test_readme_gives_the_defaults_of_the_schema():
-    expected = schema()
-    for key, _, default, _ in rows(["key", "value", "default"]):
-        real = expected[key.strip("`")]
-        assert default == "required" if real is ... else value(default) == real, key
+def test_config_reference_is_up_to_date(reference):
+    text = reference.README.read_text(encoding="utf-8")
+    assert reference.rewritten(text) == text, "run: python docs/config_reference.py"
 
 
-def test_readme_names_every_choice_of_the_schema():
-    """A key that takes one of a few words has all of them in its row."""
-    told = {row[0].strip("`"): row[1] for row in rows(["key", "value", "default"])}
-
-    def choices(section, prefix):
-        for name, field in section.model_fields.items():
-            annotation = field.annotation
-            if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-                yield from choices(annotation, f"{prefix}{name}.")
-            elif "Literal[" in str(annotation):
-                yield prefix + name, annotation.__args__
-
-    found = dict(choices(config.Config, ""))
-    assert len(found) > 10
-    for key, words in found.items():
-        assert re.findall(r"`([^`]+)`", told[key]) == list(words), key
+def test_config_reference_notices_a_table_that_is_missing_or_unknown(reference):
+    text = reference.README.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"missing: .'figures'"):
+        reference.rewritten(text.replace("<!-- table: figures -->", ""))
+    with pytest.raises(ValueError, match=r"unknown or doubled: .'colours'"):
+        reference.rewritten(f"{text}\n<!-- table: colours -->\n<!-- end of table -->\n")
 
 
-def test_readme_has_every_setting_of_every_listed_method_with_default_and_example():
-    shapes = yaml.safe_load((ROOT / "config" / "shapes.yaml").read_text(encoding="utf-8"))["methods"]
-    expected = {}
+@pytest.mark.parametrize(
+    ("section", "key", "expected"),
+    [
+        ("run", "seed", "integer ≥ 0 | `0`"),
+        ("run", "name", "string | required"),
+        ("data", "data.held_out", "0 < x < 1 | `0.1`"),
+        ("data", "data.multilabel", "`true`, `false` | `false`"),
+        ("data sources", "data.classes", "list of strings or `null` | `null`"),
+        ("data sources", "data.download.images", "mapping: name to integer ≥ 1 | required"),
+        ("suppression", "suppression.r", "0 < x ≤ 1 | `0.35`"),
+        ("bottleneck", "bottleneck.reduction", "`mean`, `reference`, `sum` | `mean`"),
+        ("metrics", "metrics.bbox.ties", "`strict`, `index` | `strict`"),
+        ("methods", "methods.extremal_perturbation.areas", "list of numbers | `[0.1]`"),
+    ],
+)
+def test_config_reference_puts_types_and_defaults_in_words(reference, section, key, expected):
+    assert f"| `{key}` | {expected} | " in reference.tables()[section]
+
+
+def test_config_reference_has_every_setting_of_the_methods(reference):
+    shapes = yaml.safe_load(text_of("config/shapes.yaml"))["methods"]
+    table = reference.tables()["methods"]
     for method in shapes:
-        made = attribution.get(method)
-        expected |= {
-            (method, field.name): list(v) if isinstance(v := getattr(made, field.name), tuple) else v
-            for field in fields(made)
-        }
-    documented = rows(["method", "setting", "default"])
-    assert {(row[0].strip("`"), row[1].strip("`")): value(row[2]) for row in documented} == expected
-    given = {
-        (method, name): setting for method, settings in shapes.items() for name, setting in (settings or {}).items()
+        for field in fields(attribution.get(method)):
+            assert f"| `methods.{method}.{field.name}` | " in table
+
+
+def test_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 120
+
+
+def test_start_page_has_the_commands_of_the_readme():
+    command = re.compile(r"^pip install uv .*$", flags=re.MULTILINE)
+    assert command.findall(text_of("docs/index.md")) == command.findall(text_of("README.md"))
+
+
+def test_version_is_the_same_everywhere():
+    version = tomllib.loads(text_of("pyproject.toml"))["project"]["version"]
+    assert yaml.safe_load(text_of("CITATION.cff"))["version"] == version
+    assert re.search(r"^## \[(.+?)\]", text_of("CHANGELOG.md"), flags=re.MULTILINE)[1] == version
+
+
+def test_decisions_name_switches_that_exist(keys):
+    switches = re.findall(
+        r"^- \*\*Switch:\*\* (.+?)(?:\.(?:\s|$)|;)", text_of("docs/decisions.md"), flags=re.MULTILINE | re.DOTALL
+    )
+    named = [name for switch in switches for name in re.findall(r"`([a-z_.]+)`", switch)]
+    assert len(switches) > 30
+    assert len(named) > 30
+    assert [name for name in named if name not in keys] == []
+
+
+@every_page
+def test_keys_in_the_text_exist(page, keys):
+    sections = "|".join(Config.model_fields)
+    named = {
+        match[1]
+        for code in in_code(text_of(page))
+        if (match := re.fullmatch(rf"((?:{sections})(?:\.[a-z_0-9<>]+)+)(?:: .+)?", code))
     }
-    assert {(row[0].strip("`"), row[1].strip("`")): value(row[3]) for row in documented if row[3]} == given
+    # Example keys: a metric's own, a file in the results, and the values of placeholders.
+    named = {name for name in named if "<key>" not in name and not name.endswith((".json", ".md"))}
+    assert sorted(named - keys) == []
 
 
-def test_deviations_name_switches_that_exist():
-    text = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
-    sections = {key.rsplit(".", 1)[0] for key in schema()}
-    known = {*schema(), *sections, *config.Config.model_fields}
-    switches = [
-        key
-        for line in text.splitlines()
-        if line.startswith("| ") and len(cells(line)) == 4 and cells(line)[0] != "the paper"
-        for key in re.findall(r"`([a-z_.]+)`", cells(line)[2])
-    ]
-    assert len(switches) > 20
-    of_methods = {field.name for name in attribution.names() for field in fields(attribution.get(name))}
-    assert [key for key in switches if key not in known | of_methods | set(attribution.names())] == []
+@every_page
+def test_commands_exist(page):
+    rules = {"all"}
+    for file in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]:
+        rules |= set(re.findall(r"^\s*rule (\w+):", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for code in in_code(text_of(page)):
+        for command in re.findall(r"(?:^|uv run )ibsgl ([a-z]\w*)", code):
+            assert command in {*STEPS, *TOOLS}, code
+        for target in re.findall(r"(?:^|\s)snakemake ([a-z]\w*)(?: |$)", code):
+            assert target in rules, code
+        for target in re.findall(r"--forcerun (\w+)", code):
+            assert target in rules, code
+
+
+@every_page
+def test_modules_and_names_exist(page):
+    """Of code like `ibsgl.networks.SplitNetwork`, and of mkdocstrings' `::: ibsgl.saliency`."""
+    text = text_of(page)
+    dotted = re.compile(r"(?:ibsgl|baselines)(?:\.\w+)+")
+    named = {code for code in in_code(text) if dotted.fullmatch(code)}
+    named |= set(re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE))
+    for name in sorted(named - {attribution.registry.GROUP}):
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:length]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[length:]:
+                found = getattr(found, part)
+            break
+
+
+@every_page
+def test_files_exist(page):
+    """Of code like `config/shapes.yaml`. Results, data and the examples' own files are not in the repository."""
+    folders = "ibsgl|baselines|config|docs|benchmarks|tests|profiles|workflow|results/published|\\.ci|\\.github"
+    for code in in_code(text_of(page)):
+        for path in re.findall(rf"(?:^|\s)((?:{folders})/[\w./-]*)", code):
+            if not path.startswith(("ibsgl/metrics/pointing", "ibsgl/data/sources/folders")):
+                assert (ROOT / path).exists(), path
+
+
+def anchors(file):
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(ROOT / "config" / "README.md" if file == CONFIG_PAGE else file), target
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, "docs/fruits.yaml", "docs/fruits_network.py", "mkdocs.yml", ".github/workflows/ci.yml"]
+)
+def test_no_path_of_one_machine(page):
+    assert not re.search(r"(?<![\w.…*])/(work|home|tmp|root|Users)/", text_of(page))
+
+
+def test_every_page_of_the_site_is_in_its_menu():
+    navigation = re.findall(r"[\w/-]+\.md", text_of("mkdocs.yml").partition("\nnav:\n")[2].partition("\nhooks:")[0])
+    assert sorted(navigation) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def test_own_photographs_example_parses():
     values = yaml.safe_load(FRUITS.read_text(encoding="utf-8"))
     loaded = config.parse(values)
     assert loaded.data.multilabel
-    seven = set(yaml.safe_load((ROOT / "config" / "shapes.yaml").read_text(encoding="utf-8"))["methods"])
+    seven = set(yaml.safe_load(text_of("config/shapes.yaml"))["methods"])
     assert set(loaded.methods) == seven
     for method, settings in loaded.methods.items():
         attribution.get(method, **settings)
 
 
 def test_own_photographs_example_names_a_factory_that_is_there():
-    """By its source: the packages that it is made of are not this project's."""
+    """By its source: its packages are not installed with this project."""
     (model,) = config.parse(yaml.safe_load(FRUITS.read_text(encoding="utf-8"))).models.values()
     module, function = model.arch.split(":")
-    tree = ast.parse((ROOT / "docs" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((DOCS / f"{module}.py").read_text(encoding="utf-8"))
     (factory,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     assert [argument.arg for argument in factory.args.args] == ["num_classes"]
     assert factory.returns.id == "SplitNetwork"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        path, _, anchor = target.partition("#")
-        file = (ROOT / page).parent / path
-        assert file.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+@pytest.fixture(scope="module")
+def examples():
+    """The names that the Python code in docs/own.md defines, by the file in its first line."""
+    found = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text_of("docs/own.md"), flags=re.MULTILINE | re.DOTALL):
+        names = {"__name__": "own_example"}
+        exec(compile(block, "docs/own.md", "exec"), names)
+        found[block.partition("\n")[0].removeprefix("# ")] = names
+    return found
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/fruits.yaml", "docs/fruits_network.py"])
-def test_no_path_of_one_machine(page):
-    assert not re.search(r"(?<![\w.…])/(work|home|tmp|root|Users)/", (ROOT / page).read_text(encoding="utf-8"))
+def test_example_of_the_api():
+    (block,) = re.findall(r"^```python\n(.*?)^```", text_of("docs/api/index.md"), flags=re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(compile(block, "docs/api/index.md", "exec"), names)
+    assert names["saliency"].shape == (2, 96, 96)
+
+
+def test_example_of_a_network(examples):
+    network = examples["my_networks.py"]["mobilenet"](3).eval()
+    assert isinstance(network, SplitNetwork)
+    with torch.inference_mode():
+        features = network.stem(torch.rand(1, 3, 64, 64))
+        assert features.shape == (1, 1280, 2, 2)
+        assert (features >= 0).all()
+        assert network.head(features).shape == (1, 3)
+
+
+def test_example_of_a_method(examples):
+    method = examples["my_package/edges.py"]["Edges"](power=2.0)
+    images = torch.zeros(1, 3, 4, 4)
+    images[..., 2:] = 1.0
+    saliency = method(None, images, torch.tensor([0]))
+    expected = torch.zeros(1, 4, 4)
+    expected[..., 1] = 1.0
+    assert torch.equal(saliency, expected)
+    assert method.cost(8) == attribution.Cost()
+    assert (method.label, method.requires) == ("Edges", frozenset())
+
+
+def test_example_of_a_metric(examples):
+    metric = examples["ibsgl/metrics/pointing.py"]["PointingGame"]
+    assert issubclass(metric, Metric)
+    assert metric.key not in METRICS
+    assert metric.range == (0.0, 1.0)
+    saliency = torch.tensor([[[0.0, 3.0], [1.0, 2.0]], [[4.0, 3.0], [1.0, 2.0]]])
+    region = torch.tensor([[[False, True], [False, False]]]).expand(2, 2, 2)
+    p = torch.ones(2)
+    assert metric()(Evidence(saliency, region, p, p)).tolist() == [1.0, 0.0]
+
+
+def test_example_of_a_data_source(examples, tmp_path):
+    kind = examples["ibsgl/data/sources/folders.py"]["Folders"]
+    assert issubclass(kind, DataSource)
+    for split, number in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (20, 10), (i, 0, 0)).save(tmp_path / split / name / f"{i}.jpg")
+    source = kind(root=str(tmp_path), held_out=0.25)
+    assert source.folder == str(tmp_path)
+    counts = source.count(tmp_path, {})
+    assert (counts.train.images, counts.test.pairs, counts.classes) == (8, 4, 2)
+    assert source.test_images(tmp_path) == 4
+    index = source.build_index(tmp_path, seed=0)
+    assert index.class_names == ("cat", "dog")
+    data = ImageDataset(index, tmp_path, 8)
+    assert [len(data.ids(split)) for split in ("train", "held_out", "test")] == [6, 2, 4]
+    assert data.regions(data.pairs("test")).all()
+    assert data.images(data.ids("test")).shape == (4, 3, 8, 8)

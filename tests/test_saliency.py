@@ -7,7 +7,7 @@ from pytorch_grad_cam import GradCAM, HiResCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from ibsgl.network import build_network
+from ibsgl.networks import build_network
 from ibsgl.saliency import Gradient, gradient_saliency
 
 
@@ -59,7 +59,7 @@ def _reference(cam_type, network, images, targets):
 @pytest.mark.parametrize("arch", ["resnet_small", "vgg_small"])
 def test_equals_hirescam(arch):
     torch.manual_seed(0)
-    network = build_network(arch, 4, width=4).eval()
+    network = build_network(arch, 4, width=8).eval()
     images, targets = torch.rand(3, 3, 64, 64), torch.tensor([0, 3, 1])
     ours = gradient_saliency(network.head, network.stem(images).detach(), targets)
     np.testing.assert_allclose(ours.numpy(), _reference(HiResCAM, network, images, targets), rtol=1e-4, atol=1e-7)
@@ -68,7 +68,7 @@ def test_equals_hirescam(arch):
 
 def test_is_gradcam_on_global_average_pooling_and_a_linear_head():
     torch.manual_seed(1)
-    network = build_network("resnet_small", 4, width=4).eval()
+    network = build_network("resnet_small", 4, width=8).eval()
     images, targets = torch.rand(3, 3, 64, 64), torch.tensor([0, 3, 1])
     ours = gradient_saliency(network.head, network.stem(images).detach(), targets)
     np.testing.assert_allclose(ours.numpy(), _reference(GradCAM, network, images, targets), rtol=1e-4, atol=1e-7)
@@ -76,7 +76,7 @@ def test_is_gradcam_on_global_average_pooling_and_a_linear_head():
 
 def test_is_not_gradcam_on_a_vgg():
     torch.manual_seed(2)
-    network = build_network("vgg_small", 4, width=4).eval()
+    network = build_network("vgg_small", 4, width=8).eval()
     images, targets = torch.rand(2, 3, 64, 64), torch.tensor([0, 3])
     ours = gradient_saliency(network.head, network.stem(images).detach(), targets)
     other = _reference(GradCAM, network, images, targets)
@@ -87,7 +87,7 @@ def test_is_not_gradcam_on_a_vgg():
 
 def test_method_upsamples_and_restores():
     torch.manual_seed(3)
-    network = build_network("resnet_small", 4, width=4).train()
+    network = build_network("resnet_small", 4, width=8).train()
     saliency = Gradient()(network, torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))
     assert saliency.shape == (2, 64, 64)
     assert network.training

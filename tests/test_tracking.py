@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ibsgl import provenance, tracking
+from ibsgl import files, provenance, tracking
 from ibsgl.tracking import Tracker, _Invocation, _message, log_records, pending_records
 
-CELLS = [f"resnet/guided/m{i}" for i in range(6)]
+RESULT_IDS = [f"resnet/guided/m{i}" for i in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def two_followers(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for cell in CELLS:
-            write(records, cell)
+        for result_id in RESULT_IDS:
+            write(records, result_id)
         followers = [Tracker("two", records, {"name": "two"}) for _ in range(2)]
         for follower in followers:
             follower.start()
@@ -71,9 +71,9 @@ def away(monkeypatch):
     return address
 
 
-def write(records, cell="resnet/guided", started=1_700_000_000.0, **changes):
+def write(records, result_id="resnet/guided", started=1_700_000_000.0, **changes):
     facts = {"settings": {"seed": 1}, "metrics": {"test_accuracy": 0.9}, "tags": {}, "seconds": 60.0}
-    provenance.write_record(records, cell, "training", started=started, **(facts | changes))
+    provenance.write_record(records, result_id, "training", started=started, **(facts | changes))
 
 
 def runs(experiment, uri=None):
@@ -115,7 +115,7 @@ def test_a_record_becomes_a_run_with_all_that_it_says(records, folder):
     assert parent.data.params == {"name": "whole", "models.a": "1"}
     assert parent.data.tags["ibsgl.targets"] == "table1"
 
-    assert run.info.run_name == run.data.tags["ibsgl.cell"] == "resnet/guided"
+    assert run.info.run_name == run.data.tags["ibsgl.result_id"] == "resnet/guided"
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
     assert run.info.status == "FINISHED"
     assert run.data.params.pop("long") == "x" * 6000
@@ -163,7 +163,7 @@ def test_a_record_is_logged_once_and_a_new_execution_supersedes_it(records):
     assert (len(parents), len(children)) == (2, 3)
     superseded = [r.info.start_time for r in children if r.data.tags.get("ibsgl.superseded") == "true"]
     assert superseded == [1_700_000_000_000]
-    assert {r.data.tags["ibsgl.cell"] for r in children if "ibsgl.superseded" not in r.data.tags} == {
+    assert {r.data.tags["ibsgl.result_id"] for r in children if "ibsgl.superseded" not in r.data.tags} == {
         "resnet/guided",
         "vgg/guided",
     }
@@ -172,7 +172,7 @@ def test_a_record_is_logged_once_and_a_new_execution_supersedes_it(records):
 def test_a_crash_before_the_ledger_is_written_repeats_one_run_which_supersedes_the_first(records, monkeypatch):
     write(records, "a")
     write(records, "b", started=1_700_000_001.0)
-    written, calls = provenance.write_json, []
+    written, calls = files.write_json, []
 
     def crash(path, content):
         calls.append(path)
@@ -180,10 +180,10 @@ def test_a_crash_before_the_ledger_is_written_repeats_one_run_which_supersedes_t
             raise KeyboardInterrupt
         written(path, content)
 
-    monkeypatch.setattr(provenance, "write_json", crash)
+    monkeypatch.setattr(files, "write_json", crash)
     with pytest.raises(KeyboardInterrupt):
         log("crash", records)
-    monkeypatch.setattr(provenance, "write_json", written)
+    monkeypatch.setattr(files, "write_json", written)
     assert log("crash", records) == 1
     _, children = runs("crash")
     assert sorted((r.info.run_name, r.data.tags.get("ibsgl.superseded", "")) for r in children) == [
@@ -236,7 +236,7 @@ def test_a_store_that_keeps_its_client_waiting_holds_the_end_for_a_moment_only(r
 def test_two_followers_on_a_fresh_store_lose_and_repeat_nothing(two_followers, store, monkeypatch):
     folder, said = two_followers
     parents, children = runs("two", store)
-    assert sorted(run.info.run_name for run in children) == CELLS
+    assert sorted(run.info.run_name for run in children) == RESULT_IDS
     assert not any("ibsgl.superseded" in run.data.tags for run in children)
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
     assert {run.info.status for run in parents} == {"FAILED"}
@@ -295,7 +295,7 @@ def test_removing_the_database_starts_over(folder):
     records = folder / "records"
     write(records)
     (record,) = pending_records(records)
-    provenance.write_json(tracking._ledger_file(records, tracking.DEFAULT_URI), {record["digest"]: "run"})
+    files.write_json(tracking._ledger_file(records, tracking.DEFAULT_URI), {record["digest"]: "run"})
     (folder / "mlflow.db").touch()
     assert pending_records(records) == []
     (folder / "mlflow.db").unlink()

@@ -1,4 +1,4 @@
-"""The reproduction's settings are the published ones; test_workflow.py runs its graph on a stand-in for the data."""
+"""The reproduction's settings are the published ones. tests/workflow/test_reproduction.py runs its graph."""
 
 import re
 from dataclasses import asdict
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ibsgl import attribution, config, tables
+from ibsgl import attribution, config
+from ibsgl.reporting.published import comparable_settings, deviations, read_published_settings
 
 ROOT = Path(__file__).parents[1]
 VOC2007 = ROOT / "config" / "voc2007.yaml"
@@ -36,7 +37,7 @@ def test_the_methods_have_their_papers_settings(voc2007):
             "lr": 0.01,
             "weight": 300.0,
             "growth": 1.0035,
-            "step": 7,
+            "grid_spacing": 7,
             "sigma": 21.0,
             "levels": 8,
             "blur": 20.0,
@@ -65,12 +66,12 @@ def test_the_paper_gives_these(voc2007):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_its_tables_are_comparable_with_the_published_ones(voc2007, number):
-    reference = tables.read_published_settings(ROOT / "results" / "published", number)
+    reference = read_published_settings(ROOT / "results" / "published", number)
     model = list(voc2007.models)[(number - 1) % 2]
-    ours = voc2007.for_model(model).comparable_settings(model) | {"data": reference["data"]}
-    assert tables.deviations(ours, reference) == []
-    # And a small setting would have been named.
-    assert tables.deviations(ours | {"rise": ours["rise"] | {"masks": 7}}, reference) != []
+    ours = comparable_settings(voc2007, model) | {"data": reference["data"]}
+    assert deviations(ours, reference) == []
+    # A setting that differs is named.
+    assert deviations(ours | {"rise": ours["rise"] | {"masks": 7}}, reference) != []
 
 
 def test_torchrays_networks_go_on_top(voc2007):
@@ -87,7 +88,7 @@ def test_torchrays_networks_go_on_top(voc2007):
 
 
 def test_the_archives_are_those_that_torchvision_knows(voc2007):
-    # Its text: to import it takes seconds.
+    # Its text is enough: importing it takes seconds.
     record = Path(find_spec("torchvision").origin).with_name("datasets") / "voc.py"
     checksums = dict(re.findall(r'"filename": "(.*)",\n\s+"md5": "(.*)"', record.read_text(encoding="utf-8")))
     archives = voc2007.data.download.archives

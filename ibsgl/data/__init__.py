@@ -1,1 +1,1 @@
-"""Data: the VOC-layout reader, the built-in shapes, and both as tensors."""
+"""Data sets: the sources, the index of a data set, its images as tensors, and downloads."""

@@ -1,7 +1,7 @@
-"""Verified download of a data set in VOC layout: mirrors, resume, checksums before unpacking, nothing half-made.
+"""Download of a data set in VOC layout, with mirrors, resume and checksums. The data set appears complete or not at all.
 
-An archive is known by its size and checksum, wherever it comes from; so a broken download goes on where it stopped, from any
-mirror, and a file that turns out to be another one is never unpacked.
+The size and checksum of an archive are known before. So an interrupted download can continue at any mirror, and a wrong file is
+never unpacked.
 """
 
 from __future__ import annotations
@@ -15,24 +15,54 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import requests
 from filelock import FileLock
+from pydantic import Field
 from tqdm import tqdm
 
-from ibsgl.config import Archive
+from ibsgl.errors import DownloadError
+from ibsgl.settings import Positive, Settings
 
 TRIES = 5
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
-# What a cut connection can cost; larger pieces save nothing.
+# Bytes that can be lost if a connection breaks. Larger pieces are not faster.
 _PIECE = 1 << 16
 
 
-class DownloadError(ValueError):
-    """The data set cannot be had; the message is one line naming the file, what is wrong and what to do."""
+class Archive(Settings):
+    """A tar file with its published size and checksum."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the file's name, at each mirror and in `data.download.folder`",
+    )
+    md5: str = Field(
+        pattern=r"^[0-9a-f]{32}$",
+        description="published checksum, verified before anything is unpacked (32 hexadecimal digits)",
+    )
+    bytes: Positive = Field(description="published size. A file of another size is refused before it is downloaded")
+
+
+class Download(Settings):
+    """Where a data set in VOC layout is downloaded from if its folder is not there."""
+
+    mirrors: list[str] = Field(
+        min_length=1,
+        description="where to look for each archive, in this order: the address of the folder that holds it, or a folder on "
+        "this machine, whose files are used where they are",
+    )
+    folder: str = Field(
+        "data", description="where downloads are kept. An archive that is already there is not downloaded"
+    )
+    archives: list[Archive] = Field(
+        min_length=1, description="the archives that together hold one folder in VOC layout: uncompressed tar files"
+    )
+    images: dict[str, Positive] = Field(
+        description="how many images each list of `data.splits` has. Some numbers are needed before the data are there"
+    )
 
 
 class _Refused(Exception):
-    """A mirror does not have the archive, and asking again will not help."""
+    """A mirror does not have the archive, and another try will not help."""
 
 
 def fetch(
@@ -44,37 +74,37 @@ def fetch(
     pause: float = 1.0,
     timeout: float = 30.0,
 ) -> bool:
-    """Make the VOC-layout folder ``root`` from ``archives``, unless it is there.
+    """Create the folder ``root`` in VOC layout from ``archives``, unless it exists.
 
-    ``root`` appears whole or not at all, and one that holds anything is not touched. Archives are verified before they are
-    unpacked. Several processes may call this at once: one works, the others wait for it.
+    ``root`` appears complete or not at all. A folder that is not empty is left as it is. Archives are verified before they are
+    unpacked. Several processes may call this at once: one works, and the others wait.
 
     Args:
-        root: the folder that shall hold ``JPEGImages``, ``Annotations`` and ``ImageSets``, whatever stands above them in the
-            archives.
-        archives: uncompressed tar files by name, MD5 and size in bytes; together they hold one such folder.
-        mirrors: where to look for each archive, in this order: the address of a folder (``https://…``), or a folder here,
-            whose files are used where they are.
-        folder: where downloads are kept, finished and unfinished (``<name>.part``). An archive in it needs no mirror.
-        pause: seconds before a second try; doubled with each further one.
-        timeout: seconds without a byte after which a connection is given up.
+        root: the folder that will have ``JPEGImages``, ``Annotations`` and ``ImageSets``. Their parent folders in the archives
+            do not matter.
+        archives: uncompressed tar files by name, MD5 and size in bytes. Together they have one such folder.
+        mirrors: where each archive is searched, in this order: the address of a folder (``https://…``), or a folder on this
+            machine. Archives in a folder of this machine are not copied.
+        folder: where downloads are kept, complete and incomplete (``<name>.part``). An archive in it is not downloaded.
+        pause: seconds before the second try. It doubles with every further try.
+        timeout: seconds without a byte after which a connection counts as broken.
 
     Returns:
-        True if the folder was made, False if it was there.
+        True if the folder was created, False if it existed.
 
     Raises:
-        DownloadError: no mirror has an archive, an archive holds anything but files and folders below its top, or the disk
-            does not take it.
+        DownloadError: no mirror has an archive, an archive has something else than files and folders below its top, or a file
+            cannot be written.
     """
     root, folder = Path(root), Path(folder)
     try:
-        # Before the locks: a data set of one's own may lie where nobody can write.
-        if _is_there(root):
+        # Before the locks, because an existing data set may be in a folder without write permission.
+        if _has_files(root):
             return False
         root.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_name(f".{root.name}.lock")):
-            if _is_there(root):
+            if _has_files(root):
                 return False
             with FileLock(folder / ".download.lock"):
                 files = [_obtain(archive, mirrors, folder, pause, timeout) for archive in archives]
@@ -84,17 +114,17 @@ def fetch(
     return True
 
 
-def _is_there(root: Path) -> bool:
+def _has_files(root: Path) -> bool:
     return root.is_dir() and any(root.iterdir())
 
 
 def _obtain(archive: Archive, mirrors: Sequence[str], folder: Path, pause: float, timeout: float) -> Path:
-    """A verified copy of ``archive``: the one in ``folder``, or the first mirror's."""
+    """A verified copy of ``archive``: the one in ``folder``, or that of the first mirror that has it."""
     target, part = folder / archive.name, folder / f"{archive.name}.part"
     if target.exists():
-        # Downloads get this name after they are verified, so this file is the user's own.
+        # Downloads get this name only after they are verified, so the user has put this file here.
         if fault := _fault(target, archive):
-            raise DownloadError(f"{target}: {fault}; put the right file there, or delete it to have it downloaded")
+            raise DownloadError(f"{target}: {fault}; put the right file there, or delete it so that it is downloaded")
         return target
     faults = []
     for mirror in mirrors:
@@ -116,7 +146,7 @@ def _obtain(archive: Archive, mirrors: Sequence[str], folder: Path, pause: float
 
 
 def _fault(file: Path, archive: Archive) -> str:
-    """What is wrong with ``file``, or nothing."""
+    """The fault of ``file``: its size or its checksum. Empty if there is none."""
     if (size := file.stat().st_size) != archive.bytes:
         return f"expected {archive.bytes} bytes, found {size}"
     with file.open("rb") as stream:
@@ -129,11 +159,17 @@ def _size(part: Path) -> int:
 
 
 def _download(url: str, archive: Archive, part: Path, pause: float, timeout: float) -> None:
-    """Complete ``part`` from ``url`` and verify it; on :class:`_Refused` what it holds can be of use to another mirror."""
+    """Complete ``part`` from ``url`` and verify it.
+
+    After :class:`_Refused`, another mirror can continue with ``part``.
+    """
+    # Imported here: few jobs download, and the import takes a sixth of a second.
+    import requests
+
     if _size(part) > archive.bytes:
         part.unlink()
     furthest = _size(part)
-    others, ranges, failures = furthest > 0, True, 0
+    continued, ranges, failures = furthest > 0, True, 0
     while True:
         try:
             if _size(part) < archive.bytes:
@@ -141,10 +177,10 @@ def _download(url: str, archive: Archive, part: Path, pause: float, timeout: flo
             if not (fault := _fault(part, archive)):
                 return
             part.unlink()
-            # Begun by an earlier call or at another mirror: no proof yet that this one's file is wrong.
-            if not others:
+            # If the first bytes are from an earlier call or another mirror, this mirror's file may still be right.
+            if not continued:
                 raise _Refused(fault)
-            others = False
+            continued = False
             continue
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             reason = type(error).__name__
@@ -154,7 +190,7 @@ def _download(url: str, archive: Archive, part: Path, pause: float, timeout: flo
         except requests.RequestException as error:
             raise _Refused(str(error)) from error
         failures += 1
-        # Many cuts are no reason to stop while each brings us on; by a hundredth at least, so that there is an end.
+        # Broken connections do not count as failures while each try adds at least a hundredth of the file.
         if _size(part) - furthest >= archive.bytes / 100:
             furthest, failures = _size(part), 0
         if failures == TRIES:
@@ -163,10 +199,12 @@ def _download(url: str, archive: Archive, part: Path, pause: float, timeout: flo
 
 
 def _transfer(url: str, archive: Archive, part: Path, start: int, timeout: float) -> None:
-    """Bytes ``start``… of ``url`` appended to ``part``, or all of them where the server ignores the range.
+    """Append the bytes of ``url`` from ``start`` on to ``part``, or write all of them if the server ignores the range.
 
-    An entity tag (If-Range) would add nothing: the size is checked here and the checksum at the end.
+    An entity tag (If-Range) is not needed, because the size is checked here and the checksum at the end.
     """
+    import requests
+
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         status = f"{response.status_code} {response.reason}"
@@ -178,7 +216,7 @@ def _transfer(url: str, archive: Archive, part: Path, start: int, timeout: float
         if response.status_code == requests.codes.partial_content:
             span, _, total = response.headers.get("Content-Range", "").partition("/")
             if not span.startswith(f"bytes {start}-"):
-                raise _Refused(f"asked for bytes {start}-, it answers with {span or 'no Content-Range'}")
+                raise _Refused(f"requested bytes {start}-, received {span or 'no Content-Range'}")
         else:
             start = 0
         if total and total.isdecimal() and int(total) != archive.bytes:
@@ -203,9 +241,9 @@ def _transfer(url: str, archive: Archive, part: Path, start: int, timeout: float
 
 
 def _unpack(files: Sequence[Path], root: Path) -> None:
-    """The one VOC-layout folder that ``files`` hold together, at ``root``."""
+    """Unpack ``files``, which together have one folder in VOC layout, to ``root``."""
     temporary = root.with_name(f".{root.name}.unpacking")
-    # Of a process that was killed; whoever is here has the lock.
+    # It may be left by a process that was killed. This process has the lock.
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for file in files:
@@ -223,25 +261,25 @@ def _unpack(files: Sequence[Path], root: Path) -> None:
 
 def _extract(file: Path, target: Path) -> None:
     """Unpack an uncompressed tar of files and folders into ``target``."""
-    room = file.stat().st_size
+    bytes_left = file.stat().st_size
 
-    def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-        nonlocal room
+    def check_member(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        nonlocal bytes_left
         name = PurePosixPath(member.name)
         if not (member.isreg() or member.isdir()):
             raise DownloadError(f"{file}: {member.name!r} is neither a file nor a folder; nothing was unpacked")
         if name.is_absolute() or ".." in name.parts:
-            raise DownloadError(f"{file}: {member.name!r} would lie outside of the target; nothing was unpacked")
-        # A sparse file would unpack to them.
-        room -= member.size
-        if room < 0:
-            raise DownloadError(f"{file}: {member.name!r} claims more bytes than the archive has; nothing was unpacked")
+            raise DownloadError(f"{file}: {member.name!r} would be outside the target; nothing was unpacked")
+        # A sparse file can be larger than the archive.
+        bytes_left -= member.size
+        if bytes_left < 0:
+            raise DownloadError(f"{file}: {member.name!r} has more bytes than the archive; nothing was unpacked")
         return tarfile.data_filter(member, path)
 
     try:
         with tarfile.open(file, "r:") as archive:
-            archive.extractall(target, filter=plain)
+            archive.extractall(target, filter=check_member)
     except tarfile.TarError as error:
         raise DownloadError(
-            f"{file}: not an uncompressed tar that can be read ({error}); nothing was unpacked"
+            f"{file}: it cannot be read as an uncompressed tar ({error}); nothing was unpacked"
         ) from error

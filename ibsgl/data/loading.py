@@ -1,6 +1,6 @@
-"""Images and regions of a data set as tensors of the network's input size.
+"""Images and regions of a data set as tensors with the network's input size.
 
-Images are squashed to a square, whatever their shape, as TorchRay does on VOC 2007, and the boxes move with them.
+Images of all shapes are resized to a square, as TorchRay does on VOC 2007. Boxes are resized in the same way.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ibsgl.data.voc import SPLITS, Index, mask_path
+from ibsgl.data.index import SPLITS, Index, mask_path
 
 _THREADS = 4
+# The pixels of a mask that belong to no class.
 _VOID = 255
 
 
 def _open(path: Path) -> Image.Image:
-    """The decoded image; ``ValueError`` names a file that is missing, truncated or no image."""
+    """The decoded image. ``ValueError`` names a file that is missing, truncated or not an image."""
     try:
         image = Image.open(path)
         image.load()
@@ -32,8 +33,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def _covered(low: int, high: int, length: int, size: int) -> slice:
-    """The pixels out of ``size`` whose centres lie in [low, high) of ``length``; at least the one in its middle."""
-    # Centre i is (i + ½)·length/size; compared in integers, so that no rounding moves an edge.
+    """The pixels, of ``size`` along a side, whose centres are in [low, high) of ``length``; at least the one in the middle."""
+    # Centre i is (i + ½)·length/size. Integers are compared, so that there is no rounding error.
     first, last = ((2 * size * edge + length - 1) // (2 * length) for edge in (low, high))
     if first == last:
         first = (low + high) * size // (2 * length)
@@ -41,12 +42,12 @@ def _covered(low: int, high: int, length: int, size: int) -> slice:
     return slice(first, last)
 
 
-class VOCData:
+class ImageDataset:
     """A data set's images, labels and regions at the network's input size.
 
     Args:
-        index: what :func:`ibsgl.data.voc.build_index` found.
-        root: the data set's folder, from where this process runs.
+        index: the index of :meth:`ibsgl.data.sources.DataSource.build_index`.
+        root: the data set's folder, as a path that is valid in the working directory.
         size: side S of the network's square input in pixels.
     """
 
@@ -69,14 +70,14 @@ class VOCData:
         return self.pairs(split)["image_id"].drop_duplicates().tolist()
 
     def labels(self, split: str) -> torch.Tensor:
-        """(N,K) float32: 1 for every class that the image shows, 0 elsewhere; rows as in :meth:`ids`."""
+        """(N,K) float32: 1 for every class that the image shows, else 0. Rows are in the order of :meth:`ids`."""
         pairs = self.pairs(split)
         labels = torch.zeros(pairs["image_id"].nunique(), len(self.index.class_names))
         labels[torch.from_numpy(pd.factorize(pairs["image_id"])[0]), torch.tensor(pairs["target"].to_numpy())] = 1
         return labels
 
     def difficult(self, split: str) -> torch.Tensor:
-        """(N,K) bool: the image shows the class by objects marked difficult only; rows as in :meth:`ids`."""
+        """(N,K) bool: whether all objects of the class are marked difficult. Rows are in the order of :meth:`ids`."""
         images = self.pairs(split).drop_duplicates("image_id")
         difficult = torch.zeros(len(images), len(self.index.class_names), dtype=torch.bool)
         for row, targets in zip(difficult, images["difficult"], strict=True):
@@ -88,9 +89,9 @@ class VOCData:
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def images(self, ids: Sequence[str]) -> torch.Tensor:
-        """(N,3,S,S) float32 RGB in [0,1], channels last in memory; bilinear with antialiasing, EXIF tags not read.
+        """(N,3,S,S) float32 RGB in [0,1], with channels last in memory.
 
-        ``ValueError`` names a file that cannot be read.
+        Images are resized bilinearly with antialiasing. EXIF tags are ignored. ``ValueError`` names a file that cannot be read.
         """
         if not len(ids):
             return torch.zeros(0, 3, self.size, self.size)
@@ -99,12 +100,14 @@ class VOCData:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
 
     def batches(self, ids: Sequence[str], batch_size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
-        """``ids`` in order as (ids, :meth:`images`), ``batch_size`` at a time, read one ahead."""
+        """(ids, :meth:`images`) for ``batch_size`` ids at a time, in order. The next batch is read in the background."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         chunks = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+        if not chunks:
+            return
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.images, chunks[0]) if chunks else None
+            ahead = pool.submit(self.images, chunks[0])
             for number, chunk in enumerate(chunks):
                 images = ahead.result()
                 if number + 1 < len(chunks):
@@ -122,28 +125,32 @@ class VOCData:
         mask = _open(path)
         if mask.mode not in ("P", "L"):
             raise ValueError(
-                f"{path}: a mask must hold class numbers (a palette or grey PNG), but its mode is {mask.mode}"
+                f"{path}: a mask must have class numbers (a palette or grey PNG), but its mode is {mask.mode}"
             )
         if mask.size != (width, height):
             raise ValueError(f"{path}: the mask is {mask.width}×{mask.height} but the image {width}×{height}")
         classes = np.asarray(mask)
         known = len(self.index.class_names)
-        strange = classes[(classes > known) & (classes != _VOID)]
-        if strange.size:
+        unknown = classes[(classes > known) & (classes != _VOID)]
+        if unknown.size:
             raise ValueError(
-                f"{path}: class number {strange[0]} in a data set of {known} classes; masks count the class names "
+                f"{path}: class number {unknown[0]} in a data set of {known} classes; masks number the class names "
                 "from 1, so list them in the masks' order"
             )
         return np.asarray(mask.resize((self.size, self.size), Image.Resampling.NEAREST)) == target + 1
 
     def regions(self, pairs: pd.DataFrame, kind: Literal["boxes", "segmentation"] = "boxes") -> torch.Tensor:
-        """(N,S,S) bool: where each row's class is, never empty.
+        """(N,S,S) bool: where each row's class is. No region is empty.
 
-        ``"boxes"``: the union of the class's boxes, moved by the resizing. A pixel belongs to a box if its centre does;
-        a box too thin to cover a centre along an axis gets the pixel in its middle. ``"segmentation"``: the class's
-        pixels in ``SegmentationClass`` (index of the class plus one; 255 belongs to none), nearest; boxes for a row
-        whose image has no mask or whose mask does not show the class at this size. ``ValueError`` names a mask that
-        does not fit.
+        Args:
+            pairs: N rows of the index.
+            kind: ``"boxes"``: the union of the class's boxes, resized as the image is. A pixel belongs to a box if its centre
+                is in the box. If a box contains no centre along an axis, it gets the pixel in its middle. ``"segmentation"``:
+                the class's pixels in ``SegmentationClass`` (the class's index plus one; 255 is no class), resized by nearest
+                neighbours. If the image has no mask, or the resized mask does not show the class, the boxes are used.
+
+        Raises:
+            ValueError: a mask does not fit its image or the class names. The message names the file.
         """
         if kind not in ("boxes", "segmentation"):
             raise ValueError(f"regions: kind must be 'boxes' or 'segmentation', not {kind!r}")

@@ -1,35 +1,68 @@
-"""The five figures of Tables 1–4 and what is to be known about each: its heading, its direction and its kind."""
+"""Metrics, one module for each kind. A new :class:`Metric` in one of these modules is found, computed and printed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field, create_model
+
+from ibsgl.metrics.base import Evidence, Metric
+from ibsgl.settings import ProperFraction, Settings
+
+_Metric = TypeVar("_Metric", bound=Metric)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """Facts about one metric, so that whoever prints or ranks it needs no case of its own.
-
-    Attributes:
-        key: column in the score files, where the values are fractions in [0, 1].
-        label: heading in the paper's tables.
-        higher_is_better: the direction that ranks follow.
-        kind: ``localization`` (Tables 1 and 2) or ``faithfulness`` (Tables 3 and 4).
-    """
-
-    key: str
-    label: str
-    higher_is_better: bool
-    kind: Literal["localization", "faithfulness"]
+def _find() -> dict[str, type[Metric]]:
+    found: dict[str, type[Metric]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Metric) and value is not Metric:
+                found[value.key] = value
+    return found
 
 
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric("ebpg", "EBPG", True, "localization"),
-        Metric("miou", "mIoU", True, "localization"),
-        Metric("bbox", "Bbox", True, "localization"),
-        Metric("average_drop", "AD(%)", False, "faithfulness"),
-        Metric("average_increase", "AI(%)", True, "faithfulness"),
+METRICS: dict[str, type[Metric]] = _find()
+
+
+class Kept(Settings):
+    """The image that Average Drop and Average Increase show to the network."""
+
+    mode: Literal["top", "scale"] = Field(
+        "top", description="`top`: keep the highest pixels. `scale`: multiply the image by the map"
     )
-}
+    top: ProperFraction = Field(0.15, description="share of the pixels that `top` keeps")
+    fill: Literal["black", "mean"] = Field("black", description="colour of the pixels that are not kept")
+
+
+class _CommonSettings(Settings):
+    """The settings that several metrics share."""
+
+    region: Literal["boxes", "segmentation"] = Field(
+        "boxes",
+        description="where the target is, for localisation: the union of the class's boxes, or its segmentation mask if there "
+        "is one",
+    )
+    kept: Kept = Kept()
+
+    def metrics(self) -> list[Metric]:
+        """Every metric with its settings."""
+        return [getattr(self, key) for key in METRICS]
+
+    def metric(self, kind: type[_Metric]) -> _Metric:
+        """The metric of the class ``kind`` with its settings."""
+        found = getattr(self, kind.key)
+        assert isinstance(found, kind), f"{kind.key} is another class"
+        return found
+
+
+if TYPE_CHECKING:
+    MetricSettings = _CommonSettings
+else:
+    # One key under ``metrics`` for each metric.
+    MetricSettings = create_model(
+        "MetricSettings", __base__=_CommonSettings, **{key: (metric, metric()) for key, metric in METRICS.items()}
+    )
+
+__all__ = ["METRICS", "Evidence", "Kept", "Metric", "MetricSettings"]

@@ -7,9 +7,12 @@ from itertools import pairwise
 
 import torch
 
-from ibsgl.network import SplitNetwork, check_batch, chunked, evaluating
+from ibsgl.networks.chunks import chunked
+from ibsgl.networks.split import SplitNetwork, check_batch, evaluating
 from ibsgl.randomness import Generators, draw
 from ibsgl.suppression import top_fraction_mask
+
+_TENTHS = tuple(i / 10 for i in range(11))
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -25,28 +28,31 @@ def deletion_curve(
     saliency: torch.Tensor,
     *,
     r: float = 0.35,
-    fractions: Sequence[float] = tuple(i / 10 for i in range(11)),
+    fractions: Sequence[float] = _TENTHS,
     generators: Generators = None,
     repeats: int = 5,
     fill: torch.Tensor | float = 0.0,
     chunk: int = 64,
 ) -> torch.Tensor:
-    """Probability of the target after deleting a growing share of the map's top-``r`` region.
+    """Probability of the target after a growing share of the map's top-``r`` region is deleted.
 
     Args:
-        network: evaluated without gradients, ``chunk`` images at a time.
+        network: runs without gradients, on ``chunk`` images at a time.
         images: (B,3,H,W) in [0, 1].
         targets: (B,) int64.
         saliency: (B,H,W).
-        r: the region is the top ⌈r·H·W⌉ pixels of the map, equal values in row-major order.
-        fractions: shares of the region to delete, rising within [0, 1].
-        generators: one for the batch, or one per image; each image draws ``repeats`` random orders.
-        repeats: random orders per image. Along one order the deleted sets are nested: a pixel once deleted stays so.
-        fill: what replaces a deleted pixel, 0 for black or a colour (3,1,1).
-        chunk: bounds the memory; does not change the result.
+        r: the region is the top ⌈r·H·W⌉ pixels of the map. Equal values are taken in row-major order.
+        fractions: shares of the region that are deleted, in rising order within [0, 1].
+        generators: one for the batch, or one per image. Each image has ``repeats`` random orders.
+        repeats: number of random orders per image. Within one order, a deleted pixel stays deleted for all larger fractions.
+        fill: what replaces a deleted pixel: 0 for black, or a colour (3,1,1).
+        chunk: images per pass. It limits the memory and changes results only by rounding.
 
     Returns:
         (B, repeats, len(fractions)) in [0, 1].
+
+    Raises:
+        ValueError: shapes do not fit, ``fractions`` do not rise within [0, 1], or ``repeats`` or ``chunk`` is below 1.
     """
     check_batch(images, targets)
     if saliency.shape != images.shape[:1] + images.shape[2:]:
@@ -59,7 +65,7 @@ def deletion_curve(
     batch, (height, width) = len(images), images.shape[2:]
     region = top_fraction_mask(saliency, r).flatten(1)
     noise = draw(lambda g: torch.rand(repeats, height * width, generator=g, device=g.device), batch, generators)
-    # Noise is below 1, so the region's pixels come first in every order and all others after them.
+    # The noise is below 1, so the region's pixels come before all others in every order.
     order = noise.to(images.device).masked_fill(~region[:, None], 2.0).argsort(dim=-1, stable=True)
     turn = torch.empty_like(order).scatter_(
         -1, order, torch.arange(height * width, device=order.device).expand_as(order)
@@ -71,11 +77,11 @@ def deletion_curve(
     with evaluating(network), torch.inference_mode():
 
         def run(start: int, stop: int) -> torch.Tensor:
-            job = torch.arange(start, stop, device=images.device)
+            number = torch.arange(start, stop, device=images.device)
             image, repeat, step = (
-                job // (repeats * len(fractions)),
-                job // len(fractions) % repeats,
-                job % len(fractions),
+                number // (repeats * len(fractions)),
+                number // len(fractions) % repeats,
+                number % len(fractions),
             )
             deleted = (turn[image, repeat] < counts[step, None]).view(-1, 1, height, width)
             logits = network(torch.where(deleted, background, images[image]))
@@ -86,7 +92,7 @@ def deletion_curve(
 
 
 def area_under(curve: torch.Tensor, fractions: Sequence[float]) -> torch.Tensor:
-    """Trapezoidal area under curves (…, F) over ``fractions`` (F): (…,), in [0, 1]. Lower: the region mattered more."""
+    """Trapezoidal area under curves (…, F) over ``fractions`` (F): (…,), in [0, 1]. It is lower if the region matters more."""
     _check_fractions(fractions)
     if curve.shape[-1] != len(fractions):
         raise ValueError(f"the curve has {curve.shape[-1]} points and there are {len(fractions)} fractions")

@@ -1,19 +1,23 @@
-"""How well a saliency map finds the object's boxes: EBPG, mIoU and Bbox (Section 4.3, Tables 1 and 2).
+"""How well a saliency map agrees with the object's boxes: EBPG, mIoU and Bbox (Section 4.3, Tables 1 and 2).
 
-All three take maps (B,H,W), finite and ≥ 0, and ``region`` (B,H,W) bool, the union of the target class's boxes, and
-return (B,) float32 in [0, 1]. A region without a pixel is a ``ValueError``: there is nothing to find. Sums and
-thresholds are in float64, so that a map scores the same alone and in a batch.
+The three functions take maps (B,H,W), finite and ≥ 0, and ``region`` (B,H,W) bool, the union of the target class's boxes. They
+return (B,) float32 in [0, 1]. An empty region is a ``ValueError``. Sums and thresholds are in float64, so that a map has the
+same score alone and in a batch.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
+
+from ibsgl.metrics.base import Evidence, Metric
+from ibsgl.settings import ProperFraction
 
 
 def _check(saliency: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two, flattened to (B,H·W), the map in float64."""
+    """The maps, in float64, and the regions, both flattened to (B,H·W); ``ValueError`` if they do not fit."""
     if saliency.ndim != 3 or saliency.shape != region.shape:
         raise ValueError(
             f"saliency and region must share one shape (B, H, W), not {tuple(saliency.shape)} and {tuple(region.shape)}"
@@ -24,7 +28,7 @@ def _check(saliency: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, 
         raise ValueError("saliency must be finite and >= 0; rectify a signed map before scoring it")
     empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"region is empty for entries {empty} of the batch; leave out classes that have no box")
+        raise ValueError(f"region is empty for entries {empty} of the batch; leave out classes without a box")
     return saliency.flatten(1).double(), region.flatten(1)
 
 
@@ -36,25 +40,25 @@ def above_quantile(saliency: torch.Tensor, top: float) -> torch.Tensor:
         top: fraction of the pixels, in (0, 1).
 
     Returns:
-        (B,H,W) bool. The quantile interpolates linearly between neighbours, as ``numpy.quantile``. Pixels that tie with
-        it are out, so a map has at most the fraction ``top`` marked, and a constant map none.
+        (B,H,W) bool. The quantile interpolates linearly between neighbours, as ``numpy.quantile`` does. Pixels that are equal
+        to it are False. So at most the fraction ``top`` is True, and a constant map has no True pixel.
     """
     if not 0 < top < 1:
         raise ValueError(f"top must be in (0, 1), not {top}")
     flat = saliency.flatten(1).double()
     position = (1 - top) * (flat.shape[1] - 1)
     below = int(position)
-    # torch.quantile stops at 16 million elements, which a batch of photographs exceeds.
+    # torch.quantile takes at most 16 million elements, and a batch of photographs has more.
     low = flat.kthvalue(below + 1, dim=1, keepdim=True).values
     high = flat.kthvalue(min(below + 2, flat.shape[1]), dim=1, keepdim=True).values
     return (flat > low + (high - low) * (position - below)).view_as(saliency)
 
 
 def ebpg(saliency: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Energy-based pointing game (Wang et al. 2020): the share of the map's total that lies inside the region.
+    """Energy-based pointing game (Wang et al. 2020): the share of the map's sum that is inside the region.
 
-    All-zero map: 0. Constant map: the region's share of the image. Region covering the whole image: 1 (0 for an
-    all-zero map).
+    For a map that is zero everywhere: 0. For a constant map: the region's share of the image. For a region that is the whole
+    image: 1, or 0 if the map is zero everywhere.
     """
     values, inside = _check(saliency, region)
     total = values.sum(1)
@@ -64,16 +68,16 @@ def ebpg(saliency: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 def miou(
     saliency: torch.Tensor, region: torch.Tensor, top: float = 0.20, mode: Literal["quantile", "value"] = "quantile"
 ) -> torch.Tensor:
-    """Intersection over union of the thresholded map and the region; its mean over images is the mIoU.
+    """Intersection over union of the region and the pixels above a threshold. Its mean over images is the mIoU.
 
     Args:
         saliency, region: (B,H,W).
-        top: fraction of the pixels kept by ``quantile``; unused by ``value``.
-        mode: ``quantile`` keeps what is strictly above the (1 − top) quantile of the map; ``value`` what is strictly
-            above the middle of its range, (min + max) / 2.
+        top: fraction of the pixels above the threshold of ``quantile``. ``value`` does not use it.
+        mode: the threshold, which pixels must exceed strictly. ``quantile``: the (1 − top) quantile of the map. ``value``: the
+            middle of its range, (min + max) / 2.
 
-    All-zero or constant map: 0, nothing is above the threshold. Region covering the whole image: the share of the image
-    that is kept.
+    For a map that is zero or constant everywhere: 0, because no pixel is above the threshold. For a region that is the whole
+    image: the share of pixels above the threshold.
     """
     values, inside = _check(saliency, region)
     if mode == "quantile":
@@ -86,20 +90,20 @@ def miou(
 
 
 def bbox(saliency: torch.Tensor, region: torch.Tensor, ties: Literal["strict", "index"] = "strict") -> torch.Tensor:
-    """Bbox (Schulz et al. 2020): of the N highest pixels, N the area of the region, the share of N inside the region.
+    """Bbox (Schulz et al. 2020): how many of the N highest pixels are inside the region, divided by N. N is the region's area.
 
     Args:
         saliency, region: (B,H,W).
-        ties: ``strict`` counts the pixels strictly above the N-th highest value, at most N − 1 of them, and divides
-            by N; ``index`` takes exactly N pixels, equal values in row-major order.
+        ties: ``strict`` takes the pixels strictly above the N-th highest value. These are at most N − 1. ``index`` takes
+            exactly N pixels, with equal values in row-major order.
 
-    All-zero or constant map: 0 under ``strict``; under ``index`` the share of the first N pixels that are inside.
-    Region covering the whole image: 1 under ``index``; under ``strict`` the share of pixels above the map's minimum.
+    For a map that is zero or constant everywhere: 0 with ``strict``; with ``index`` the share of the first N pixels that are
+    inside. For a region that is the whole image: 1 with ``index``; with ``strict`` the share of pixels above the map's minimum.
     """
     values, inside = _check(saliency, region)
     area = inside.sum(1, keepdim=True)
     if ties == "strict":
-        # One value of each map, with a rank of its own: far less than sorting them.
+        # Only one value per map is needed, and its rank differs between maps. This is much faster than a sort.
         ranks = (values.shape[1] + 1 - area[:, 0]).tolist()
         nth = torch.stack([row.kthvalue(rank).values for row, rank in zip(values, ranks, strict=True)])
         hits = inside & (values > nth[:, None])
@@ -110,3 +114,52 @@ def bbox(saliency: torch.Tensor, region: torch.Tensor, ties: Literal["strict", "
     else:
         raise ValueError(f"ties must be 'strict' or 'index', not {ties!r}")
     return (hits.sum(1).double() / area[:, 0]).float()
+
+
+class EBPG(Metric):
+    """:func:`ebpg` in the tables."""
+
+    key: ClassVar[str] = "ebpg"
+    label: ClassVar[str] = "EBPG"
+    higher_is_better: ClassVar[bool] = True
+    table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """(B,) in [0, 1]."""
+        return ebpg(evidence.saliency, evidence.region)
+
+
+class MIoU(Metric):
+    """:func:`miou` in the tables."""
+
+    key: ClassVar[str] = "miou"
+    label: ClassVar[str] = "mIoU"
+    higher_is_better: ClassVar[bool] = True
+    table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+
+    mode: Literal["quantile", "value"] = Field(
+        "quantile", description="threshold: a quantile of the map, or (`value`) the middle of its range"
+    )
+    top: ProperFraction = Field(0.2, description="share of the pixels above the quantile; `value` does not use it")
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """(B,) in [0, 1]."""
+        return miou(evidence.saliency, evidence.region, top=self.top, mode=self.mode)
+
+
+class Bbox(Metric):
+    """:func:`bbox` in the tables."""
+
+    key: ClassVar[str] = "bbox"
+    label: ClassVar[str] = "Bbox"
+    higher_is_better: ClassVar[bool] = True
+    table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+
+    ties: Literal["strict", "index"] = Field(
+        "strict",
+        description="`strict`: pixels equal to the N-th value do not count. `index`: exactly N pixels, ties by index",
+    )
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """(B,) in [0, 1]."""
+        return bbox(evidence.saliency, evidence.region, ties=self.ties)

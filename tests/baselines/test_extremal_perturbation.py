@@ -16,30 +16,30 @@ from baselines.extremal_perturbation import (
     _reference,
     _SmoothMaxConvolution,
 )
-from ibsgl.network import SplitNetwork
+from ibsgl.networks.split import SplitNetwork
 
 # Quick settings for images of 32 to 48 pixels.
-SMALL = {"iterations": 60, "lr": 0.1, "step": 4, "sigma": 6.0, "blur": 8.0}
+SMALL = {"iterations": 60, "lr": 0.1, "grid_spacing": 4, "sigma": 6.0, "blur": 8.0}
 
 
-@pytest.mark.parametrize(("step", "sigma"), [(3, 4.0), (4, 4.0), (5, 2.5)])
-def test_smooth_max_convolution_matches_a_plain_loop(step, sigma):
+@pytest.mark.parametrize(("grid_spacing", "sigma"), [(3, 4.0), (4, 4.0), (5, 2.5)])
+def test_smooth_max_convolution_matches_a_plain_loop(grid_spacing, sigma):
     height, width = 13, 17
-    smooth_max = _SmoothMaxConvolution(torch.Size((height, width)), step, sigma).double()
-    h, w = math.ceil(height / step), math.ceil(width / step)
+    smooth_max = _SmoothMaxConvolution(torch.Size((height, width)), grid_spacing, sigma).double()
+    h, w = math.ceil(height / grid_spacing), math.ceil(width / grid_spacing)
     assert smooth_max.grid == (h, w)
     parameters = torch.rand(2, h, w, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parameters[0, 0, 0], parameters[1] = 1, parameters[1] > 0.8
-    reach = 1 + math.ceil(sigma / step)
+    reach = 1 + math.ceil(sigma / grid_spacing)
     expected = np.zeros((2, height, width))
     for n in range(2):
         for y in range(height):
             for x in range(width):
                 values = []
-                for i in range(y // step - reach, y // step + reach + 1):
-                    for j in range(x // step - reach, x // step + reach + 1):
+                for i in range(y // grid_spacing - reach, y // grid_spacing + reach + 1):
+                    for j in range(x // grid_spacing - reach, x // grid_spacing + reach + 1):
                         inside = 0 <= i < h and 0 <= j < w
-                        z = math.hypot(y - step * i, x - step * j) / sigma
+                        z = math.hypot(y - grid_spacing * i, x - grid_spacing * j) / sigma
                         bell = 1 if z < 0.5 else math.exp(-2 * (z - 0.5) ** 2)
                         values.append(bell * parameters[n, i, j].item() if inside else 0)
                 powers = [math.exp(20 * value) for value in values]
@@ -170,7 +170,15 @@ def test_first_steps_hand_computed():
     # area counts. Of the 25 products near a pixel one is p, 24 are 0: m = p e^{20p} / (e^{20p} + 24).
     network = SplitNetwork(nn.Identity(), _Contrast(0)).double()
     images, lr, weight, growth = torch.rand(1, 3, 2, 2, dtype=torch.float64), 1e-3, 5.0, 1.5
-    settings = {"areas": (0.25,), "lr": lr, "weight": weight, "growth": growth, "step": 4, "sigma": 4.0, "blur": 1.0}
+    settings = {
+        "areas": (0.25,),
+        "lr": lr,
+        "weight": weight,
+        "growth": growth,
+        "grid_spacing": 4,
+        "sigma": 4.0,
+        "blur": 1.0,
+    }
 
     def mask(p: float) -> float:
         return p * math.exp(20 * p) / (math.exp(20 * p) + 24)
@@ -208,7 +216,7 @@ def test_at_the_published_learning_rate_rounding_does_not_grow(network, networks
         ({"lr": 0.0}, "lr"),
         ({"weight": -1.0}, "weight"),
         ({"growth": 0.0}, "growth"),
-        ({"step": 0}, "step"),
+        ({"grid_spacing": 0}, "grid_spacing"),
         ({"sigma": 0.0}, "sigma"),
         ({"levels": 1}, "levels"),
         ({"blur": 0.0}, "blur"),

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from baselines.fullgrad import FullGrad
-from ibsgl.network import Normalize, SplitNetwork, build_network
+from ibsgl.networks import build_network
+from ibsgl.networks.split import Normalize, SplitNetwork
 
 
 def _stir(network: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from baselines.gradcam import GradCAM
-from ibsgl.network import SplitNetwork, upsample
+from ibsgl.networks.split import SplitNetwork, upsample
 
 
 def _linear_head(gradients) -> nn.Sequential:

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.gradcam import GradCAM
 from baselines.gradcam_pp import GradCAMPlusPlus
-from ibsgl.network import SplitNetwork, upsample
+from ibsgl.networks.split import SplitNetwork, upsample
 
 
 def _identity_network(gradients) -> SplitNetwork:

@@ -6,7 +6,7 @@ from captum.attr import IntegratedGradients as Reference
 from torch import nn
 
 from baselines.integrated_gradients import IntegratedGradients
-from ibsgl.network import SplitNetwork
+from ibsgl.networks.split import SplitNetwork
 
 
 class _Polynomial(nn.Module):

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from baselines import rise, score_cam
 from ibsgl.metrics.localization import bbox, ebpg, miou
-from ibsgl.network import autocast
+from ibsgl.networks.split import autocast
 
 DEVICES = [
     "cpu",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from baselines.rise import RISE
-from ibsgl.network import SplitNetwork
+from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
 
 

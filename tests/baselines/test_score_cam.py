@@ -10,7 +10,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from baselines.score_cam import ScoreCAM
-from ibsgl.network import SplitNetwork
+from ibsgl.networks.split import SplitNetwork
 
 
 class _Counting(nn.Module):

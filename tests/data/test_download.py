@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from ibsgl import cli
-from ibsgl.config import Archive
 from ibsgl.data import download
-from ibsgl.data.download import TRIES, DownloadError, fetch
+from ibsgl.data.download import TRIES, Archive, fetch
+from ibsgl.errors import DownloadError
 from ibsgl.provenance import folder_digest
 
 FILES = {
@@ -303,7 +303,7 @@ def test_a_range_that_was_not_asked_for_is_refused(place, serve, monkeypatch):
         real(handler)
 
     server.answer = shifted
-    assert "it answers with bytes 7-" in refusal(place, address)
+    assert "received bytes 7-" in refusal(place, address)
 
 
 def test_an_interrupted_fetch_leaves_nothing_and_the_next_resumes(place, serve, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_wrong_archive_of_the_users_is_named_and_kept(place, serve):
     place[1].mkdir()
     (mine := place[1] / "set.tar").write_bytes(b"mine")
     assert refusal(place, address) == (
-        f"{mine}: expected {len(WHOLE)} bytes, found 4; put the right file there, or delete it to have it downloaded"
+        f"{mine}: expected {len(WHOLE)} bytes, found 4; put the right file there, or delete it so that it is downloaded"
     )
     assert mine.read_bytes() == b"mine"
 
@@ -397,10 +397,10 @@ def member(name, kind=tarfile.REGTYPE, target="", size=0):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (("../outside", b"x"), "'../outside' would lie outside of the target"),
-        (("VOCdevkit/../../outside", b"x"), "'VOCdevkit/../../outside' would lie outside of the target"),
-        (("VOCdevkit/../inside", b"x"), "'VOCdevkit/../inside' would lie outside of the target"),
-        (("/tmp/ibsgl-outside", b"x"), "'/tmp/ibsgl-outside' would lie outside of the target"),
+        (("../outside", b"x"), "'../outside' would be outside the target"),
+        (("VOCdevkit/../../outside", b"x"), "'VOCdevkit/../../outside' would be outside the target"),
+        (("VOCdevkit/../inside", b"x"), "'VOCdevkit/../inside' would be outside the target"),
+        (("/tmp/ibsgl-outside", b"x"), "'/tmp/ibsgl-outside' would be outside the target"),
         (member("VOCdevkit/link", tarfile.SYMTYPE, "/etc"), "'VOCdevkit/link' is neither a file nor a folder"),
         (member("VOCdevkit/link", tarfile.SYMTYPE, "VOC2007"), "'VOCdevkit/link' is neither a file nor a folder"),
         (
@@ -433,15 +433,15 @@ def test_a_sparse_bomb_is_refused(place):
     place[1].mkdir()
     (place[1] / "set.tar").write_bytes(content.getvalue())
     said = refusal(place, "nowhere", content=content.getvalue())
-    assert said.endswith("bomb.jpg' claims more bytes than the archive has; nothing was unpacked")
+    assert said.endswith("bomb.jpg' has more bytes than the archive; nothing was unpacked")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not a tar at all" * 100, "not an uncompressed tar that can be read"),
-        (WHOLE[:200_000], "000001.jpg' claims more bytes than the archive has"),
-        (gzip.compress(WHOLE), "not an uncompressed tar that can be read"),
+        (b"not a tar at all" * 100, "it cannot be read as an uncompressed tar"),
+        (WHOLE[:200_000], "000001.jpg' has more bytes than the archive"),
+        (gzip.compress(WHOLE), "it cannot be read as an uncompressed tar"),
         (tar(("readme.txt", b"x")), "0 folders in VOC layout instead of one"),
         (tar(("a/ImageSets/x", b""), ("b/ImageSets/x", b"")), "2 folders in VOC layout instead of one"),
     ],

@@ -8,9 +8,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ibsgl import cli, config
-from ibsgl.data.imagenet import build_index
-from ibsgl.data.loading import VOCData
-from ibsgl.data.voc import Index
+from ibsgl.config.steps import step_of
+from ibsgl.data.index import Index
+from ibsgl.data.loading import ImageDataset
+from ibsgl.data.sources.imagenet import build_index
 
 TENCH, CRANE, CRANE_TOO = "n01440764", "n02012849", "n03126707"
 SYNSETS = (TENCH, CRANE, CRANE_TOO)
@@ -116,7 +117,7 @@ def test_training_images_are_chosen_by_a_hash_and_have_a_box(tmp_path):
 def test_pixels_labels_and_the_saved_index(tmp_path):
     root = make(tmp_path, "kaggle")
     build(root).save(tmp_path / "index.parquet")
-    data = VOCData(Index.load(tmp_path / "index.parquet"), root, 16)
+    data = ImageDataset(Index.load(tmp_path / "index.parquet"), root, 16)
     assert data.index.table.equals(build(root).table)
     shades = data.images(data.ids("test")).mean((1, 2, 3)) * 255
     numbers = [int(name[-8:]) for name in data.ids("test")]
@@ -131,23 +132,23 @@ def test_the_steps_run_on_it_with_the_configs_settings(tmp_path):
     root = make(tmp_path / "imagenet", "devkit")
     tree = {
         "name": "small",
-        "data": {"source": "imagenet", "root": str(root), "imagenet": {"train": 2}, "held_out": 0.5},
-        "models": {"net": {"arch": "resnet_small", "image_size": 32, "options": {"width": 2}}},
+        "data": {"source": "imagenet", "root": str(root), "train_per_class": 2, "held_out": 0.5},
+        "models": {"net": {"arch": "resnet_small", "image_size": 32, "options": {"width": 8}}},
         "classifier": {"epochs": 0},
         "methods": {"gradcam": None},
     }
     settings = config.load(tree)
     index, weights = tmp_path / "index.parquet", tmp_path / "net.pt"
     for arguments in (
-        ["index", "--root", root, "--settings", settings.settings("index"), "--out", index],
+        ["index", "--root", root, "--settings", step_of(settings, "index").to_json(), "--out", index],
         [
             *("classifier", "--model", "net", "--root", root, "--index", index, "--out", weights),
-            *("--settings", settings.settings("classifier", model="net")),
+            *("--settings", step_of(settings, "classifier", model="net").to_json()),
         ],
     ):
         result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
-    assert torch.load(weights, weights_only=True)["head.2.weight"].shape == (3, 16)
+    assert torch.load(weights, weights_only=True)["head.2.weight"].shape == (3, 64)
 
 
 def test_class_names_in_words(tmp_path):
@@ -213,16 +214,16 @@ def break_boxes(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (break_synsets, r"5 images of val have boxes, but none of their class, .*in the devkit's order\?"),
+        (break_synsets, r"5 images of val have boxes, but none of their class, .*in the devkit's order"),
         (break_count, "2 lines for 6 images"),
         (break_number, "9 is not the number of a synset"),
         (break_names, "put the devkit's meta.mat beside it, or synsets.txt"),
         (break_labels, "there are no synset folders, so the classes of the images must be in LOC_val_solution.csv"),
-        (break_image, "ILSVRC2012_val_00000002.JPEG: not an image"),
-        (break_box, "ILSVRC2012_val_00000002.xml: not boxes that can be read"),
-        (break_corner, "ILSVRC2012_val_00000002.xml: not boxes that can be read"),
+        (break_image, "ILSVRC2012_val_00000002.JPEG: the image cannot be read"),
+        (break_box, "ILSVRC2012_val_00000002.xml: the boxes cannot be read"),
+        (break_corner, "ILSVRC2012_val_00000002.xml: the boxes cannot be read"),
         (break_class, f"the synset {CRANE_TOO} of train is not in .*LOC_synset_mapping.txt"),
-        (break_train, "ImageNet's train is not there; it may be called train or"),
+        (break_train, "ImageNet's train is missing; its path may be train or"),
         (break_boxes, "val has no image with a box"),
     ],
 )

@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ibsgl.data.loading import VOCData
-from ibsgl.data.voc import build_index
+from ibsgl.data.loading import ImageDataset
+from ibsgl.data.sources.voc import build_index
 
 
 def load(root, size, **changes):
     settings = {"splits": {"test": "test"}, "held_out": 0.0, "seed": 0} | changes
-    return VOCData(build_index(root, **settings), root, size)
+    return ImageDataset(build_index(root, **settings), root, size)
 
 
 def rows(*boxes, width, height):
@@ -135,7 +135,7 @@ def test_segmentation_by_hand(make_voc):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("RGB", (8, 8)), r"d\.png: a mask must hold class numbers .* its mode is RGB"),
+        (Image.new("RGB", (8, 8)), r"d\.png: a mask must have class numbers .* its mode is RGB"),
         (Image.new("L", (8, 6)), r"d\.png: the mask is 8×6 but the image 8×8"),
         (Image.new("L", (8, 8), 9), r"d\.png: class number 9 in a data set of 2 classes"),
     ],

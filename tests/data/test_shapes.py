@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibsgl.data import shapes
-from ibsgl.data.loading import VOCData
-from ibsgl.data.shapes import CLASS_NAMES, PHOTOGRAPHS, generate
-from ibsgl.data.voc import build_index
+from ibsgl.data.loading import ImageDataset
+from ibsgl.data.sources import shapes
+from ibsgl.data.sources.shapes import CLASS_NAMES, PHOTOGRAPHS, generate
+from ibsgl.data.sources.voc import build_index
 
 
 def make(root, **changes):
@@ -50,7 +50,11 @@ def test_an_image_does_not_depend_on_the_counts(tmp_path):
 
 
 def test_splits_do_not_repeat_each_other(tmp_path):
-    jpegs = [digest for path, digest in digests(make(tmp_path / "a", tied=0.0)).items() if path.endswith(".jpg")]
+    jpegs = [
+        digest
+        for path, digest in digests(make(tmp_path / "a", background_correlation=0.0)).items()
+        if path.endswith(".jpg")
+    ]
     assert len(set(jpegs)) == 18
 
 
@@ -60,9 +64,9 @@ def test_classes_are_balanced(shapes_root):
         assert {name: names.count(name) for name in CLASS_NAMES} == dict.fromkeys(CLASS_NAMES, each)
 
 
-def test_backgrounds_are_tied_in_training_and_independent_at_test(shapes_root):
+def test_backgrounds_correlate_in_training_and_independent_at_test(shapes_root):
     own = dict(zip(CLASS_NAMES, PHOTOGRAPHS, strict=False))
-    # Half tied and an eighth of the rest by chance; binomial, five standard deviations on each side.
+    # Half correlated and an eighth of the rest by chance; binomial, five standard deviations on each side.
     for split, chance in (("trainval", 0.5 + 0.5 / 8), ("test", 1 / 8)):
         pairs = list(truths(shapes_root, split))
         assert {photograph for _, photograph in pairs} == set(PHOTOGRAPHS)
@@ -70,10 +74,10 @@ def test_backgrounds_are_tied_in_training_and_independent_at_test(shapes_root):
         assert abs(share - chance) < 5 * np.sqrt(chance * (1 - chance) / len(pairs))
 
 
-@pytest.mark.parametrize(("tied", "all_own"), [(1.0, True), (0.0, False)])
-def test_tied_all_or_none(tmp_path, tied, all_own):
+@pytest.mark.parametrize(("correlation", "all_own"), [(1.0, True), (0.0, False)])
+def test_correlation_of_all_or_none(tmp_path, correlation, all_own):
     own = dict(zip(CLASS_NAMES, PHOTOGRAPHS, strict=False))
-    root = make(tmp_path / "a", trainval=60, test=60, tied=tied, size=16)
+    root = make(tmp_path / "a", trainval=60, test=60, background_correlation=correlation, size=16)
     assert all(own[name] == photograph for name, photograph in truths(root, "trainval")) is all_own
     assert not all(own[name] == photograph for name, photograph in truths(root, "test"))
 
@@ -84,7 +88,7 @@ def test_boxes_bound_the_masks_and_the_reader_agrees(shapes_root):
     assert index.table.has_mask.all()
     assert len(index.table) == 720
     pairs = index.table[index.table["split"] == "test"]
-    data = VOCData(index, shapes_root, 32)
+    data = ImageDataset(index, shapes_root, 32)
     boxes, masks = data.regions(pairs), data.regions(pairs, "segmentation")
     assert not (masks & ~boxes).any()
     for row, mask in zip(pairs.itertuples(), masks.numpy(), strict=True):
@@ -111,7 +115,7 @@ def test_stripes_run_across_the_class_angle(target):
     steps = []
     for turn in range(8):
         image, mask, drawn, _ = shapes._draw(
-            "test", target + 6 * turn, seed=0, size=96, tied=0.5, photographs=photographs
+            "test", target + 6 * turn, seed=0, size=96, background_correlation=0.5, photographs=photographs
         )
         assert drawn == target
         inside = np.logical_and.reduce([np.roll(mask, s, a) for s in (-1, 0, 1) for a in (0, 1)])
@@ -161,7 +165,7 @@ def test_a_photograph_that_is_not_there(tmp_path, monkeypatch):
         ({"trainval": 0}, "shapes: trainval must be at least 1, not 0"),
         ({"test": -1}, "shapes: test must be at least 1, not -1"),
         ({"size": 8}, "shapes: size must be at least 16, not 8"),
-        ({"tied": 1.5}, r"shapes: tied must lie in \[0, 1\], not 1.5"),
+        ({"background_correlation": 1.5}, r"shapes: background_correlation must lie in \[0, 1\], not 1.5"),
     ],
 )
 def test_bad_settings(tmp_path, changes, message):

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ibsgl.data import voc
-from ibsgl.data.voc import Index, build_index
+from ibsgl.data.index import Index
+from ibsgl.data.sources import voc
+from ibsgl.data.sources.voc import build_index
 
 FRUITS = Path(__file__).parents[3] / "shared" / "data" / "fruits-voc" / "VOCdevkit" / "VOC2007"
 
@@ -214,7 +215,7 @@ def test_bad_annotations(small_voc, old, new, message):
 
 def test_file_that_is_no_image(small_voc):
     (small_voc / "JPEGImages/c.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"JPEGImages/c\.png: not an image that can be read"):
+    with pytest.raises(ValueError, match=r"JPEGImages/c\.png: the image cannot be read"):
         build(small_voc)
 
 
@@ -257,14 +258,16 @@ def test_the_size_is_the_files(small_voc, caplog, write_image):
     table = build(small_voc).table
     assert table[table.image_id == "c"][["width", "height"]].to_numpy().tolist() == [[8, 8]]
     assert (
-        "the annotation's size differs from the file's, which is taken (1 in all, first Annotations/c.xml)"
+        "the annotation's size differs from the file's size, which is used (1 in all, first Annotations/c.xml)"
         in caplog.text
     )
 
 
 def test_sides_exchanged_are_an_error(small_voc, write_image):
     write_image(small_voc, "c", (8, 6), [("cat", (3, 3, 6, 6))], stated=(6, 8))
-    with pytest.raises(ValueError, match=r"Annotations/c\.xml: the size is 6×8 but the file's is 8×6; if an EXIF tag"):
+    with pytest.raises(
+        ValueError, match=r"Annotations/c\.xml: the size is 6×8 but the file's is 8×6; if the image has an EXIF tag"
+    ):
         build(small_voc)
 
 
@@ -281,8 +284,8 @@ def test_images_without_objects_are_counted(small_voc, caplog, write_image, writ
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"splits": {"val": "test"}}, "splits: the keys are train and test, not val"),
-        ({"splits": {}}, "splits: the keys are train and test, not none"),
+        ({"splits": {"val": "test"}}, "splits: the keys must be train and test, not val"),
+        ({"splits": {}}, "splits: the keys must be train and test, not none"),
         ({"held_out": 1.0}, r"held_out must lie in \[0, 1\), not 1.0"),
         ({"held_out": -0.1}, r"held_out must lie in \[0, 1\), not -0.1"),
         ({"held_out": 0.9}, "held_out: 0.9 of the 3 training images leaves none to train on"),

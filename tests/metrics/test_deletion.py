@@ -6,7 +6,7 @@ from torch import nn
 
 from ibsgl.metrics import METRICS
 from ibsgl.metrics.deletion import area_under, deletion_curve
-from ibsgl.network import SplitNetwork
+from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
 
 
@@ -156,7 +156,7 @@ def test_refusals():
 
 
 def test_every_metric_carries_its_facts():
-    facts = {key: (metric.label, metric.higher_is_better, metric.kind) for key, metric in METRICS.items()}
+    facts = {key: (metric.label, metric.higher_is_better, metric.table) for key, metric in METRICS.items()}
     assert facts == {
         "ebpg": ("EBPG", True, "localization"),
         "miou": ("mIoU", True, "localization"),

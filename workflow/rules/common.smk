@@ -10,16 +10,17 @@ from filelock import FileLock, Timeout
 
 from ibsgl import attribution, devices, slurm
 from ibsgl import config as configuration
-from ibsgl.network import is_torchvision_weights
-from ibsgl.provenance import folder_digest, source_digest
+from ibsgl.config.steps import step_of
+from ibsgl.provenance import folder_digest
 from ibsgl.tracking import Tracker
+from ibsgl.training.variants import VARIANTS
 
 try:
     CONFIG = configuration.load(config)
 except configuration.ConfigError as error:
     sys.exit(f"config: {error}")
 
-# Jobs call `ibsgl`, which stands beside this interpreter whether or not its environment is activated.
+# Jobs call `ibsgl`. It is beside this interpreter, whether or not its environment is activated.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
@@ -28,13 +29,12 @@ RESULTS = f"results/{CONFIG.name}"
 RECORDS = f"{RESULTS}/records"
 ROOT = CONFIG.data_root
 INDEX = f"{RESULTS}/index.parquet"
-# With a download the folder is no file of the graph: Snakemake would delete it, somebody's data, before making it. The index
-# waits for the stamp, and every other job for the index.
+# With a download the folder is no file of the graph: Snakemake deletes a rule's output before it runs the rule, and the folder may
+# hold a user's data. The index waits for the stamp, and every other job waits for the index.
 STAMP = f"{RESULTS}/data.json"
-DATA = [] if CONFIG.data.download else ROOT
+DATA = [] if CONFIG.data.archives else ROOT
 SHARDS = range(CONFIG.shards)
 MODELS = list(CONFIG.models)
-NETWORKS = configuration.NETWORKS
 # Tables 1 and 3 are the first model's, 2 and 4 the second's.
 NUMBERS = [number for number in (1, 2, 3, 4) if (number - 1) % 2 < len(MODELS)]
 
@@ -43,8 +43,8 @@ FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 EFFECTS = [f"{RESULTS}/tables/guidance_{model}.csv" for model in MODELS]
 
 
-# A killed Snakemake leaves its lock behind and the next call would be refused until --unlock. The kernel's lock ends with its
-# process: whoever gets it knows that no other run is alive and that Snakemake's lock, if there is one, is a dead run's.
+# A killed Snakemake leaves its lock behind, and the next call would be refused until --unlock. The kernel's lock ends with its
+# process. So the process that gets it is the only run alive, and a lock of Snakemake, if there is one, belongs to a dead run.
 RUNNING = FileLock(".snakemake/running.lock")
 if workflow.is_main_process:
     Path(".snakemake").mkdir(exist_ok=True)
@@ -58,8 +58,8 @@ TRACKER = Tracker(
     CONFIG.name, RECORDS, CONFIG.model_dump(mode="json"), " ".join(sys.argv[1:])
 )
 if workflow.is_main_process:
-    # Records of an earlier run wait where its tracking server was away; when nothing is to be done no handler is called.
-    # What kind of call this is (a dry run, --lint, …) is known only at its end.
+    # Records of an earlier run may still wait because its tracking server was away, and Snakemake calls no handler when nothing is
+    # to be done. Only at the end is it known whether this call was a dry run, --lint or a real run.
     atexit.register(
         lambda: workflow.executor_plugin is None or workflow.dryrun or TRACKER.close()
     )
@@ -67,36 +67,41 @@ if workflow.is_main_process:
 
 wildcard_constraints:
     model="|".join(MODELS),
-    network="|".join(NETWORKS),
+    variant="|".join(VARIANTS),
     group="[A-Za-z0-9_-]+",
     shard=r"\d+",
     number=r"\d+",
 
 
 def settings(step):
-    """The job's part of the config, as its params; a change re-runs the job, and only such a change does."""
-    return lambda wildcards: CONFIG.settings(step, **dict(wildcards.items()))
+    """The part of the config that a job depends on, as its params. A change of it re-runs the job."""
+    return lambda wildcards: step_of(CONFIG, step, **dict(wildcards.items())).to_json()
+
+
+def code(step):
+    """Digest of the code that a job depends on, as its params. An edit of that code re-runs the job."""
+    return lambda wildcards: step_of(CONFIG, step, **dict(wildcards.items())).code()
 
 
 def data_root(wildcards, input):
-    """Where the images are, for the command line: not compared, for another place with the same files is no change."""
+    """Where the images are, for the command line. It is not compared: the same files in another place are no change."""
     return ROOT
 
 
 def data_files(wildcards):
     """Digest of what is in the data folder: Snakemake sees a folder's own date, not what changes inside it.
 
-    Asked for anew when the job starts, after a download. A folder deleted since is as it was: finished results stay so.
+    It is computed again when the job starts, after a download. If the folder was deleted since, its old digest holds and
+    finished results stay finished.
     """
-    if CONFIG.data.download and not Path(ROOT).is_dir() and Path(STAMP).is_file():
+    if CONFIG.data.archives and not Path(ROOT).is_dir() and Path(STAMP).is_file():
         return json.loads(Path(STAMP).read_text())["files"]
     return folder_digest(ROOT)
 
 
 def weights_file(wildcards):
     """The file that a network starts from, if the config names one."""
-    weights = CONFIG.models[wildcards.model].weights
-    return [] if weights is None or is_torchvision_weights(weights) else weights
+    return CONFIG.network(wildcards.model).weights_file or []
 
 
 def gpus(wildcards=None):
@@ -107,24 +112,24 @@ def gpus(wildcards=None):
 
 
 def doubling(first):
-    """What a cluster job asks for, minutes or megabytes: twice as much at each retry. On one machine nothing reads it."""
+    """Minutes or megabytes of a cluster job, twice as much at each retry. On one machine nothing reads it."""
     return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
 def maps_of(wildcards):
-    """Every map that one shard of one network's scores is made of."""
+    """Every map that one shard of one variant's scores is made of."""
     return expand(
-        f"{RESULTS}/{wildcards.model}/maps/{wildcards.network}/{{group}}/{wildcards.shard}.parquet",
-        group=CONFIG.groups(wildcards.network),
+        f"{RESULTS}/{wildcards.model}/maps/{wildcards.variant}/{{group}}/{wildcards.shard}.parquet",
+        group=CONFIG.groups(wildcards.variant),
     )
 
 
 def eq3_maps_of(wildcards):
-    """One shard of every network's own Eq. 3 maps, in the networks' order."""
+    """One shard of every variant's own Eq. 3 maps, in the variants' order."""
     return [
-        f"{RESULTS}/{wildcards.model}/maps/{network}/{group}/{wildcards.shard}.parquet"
-        for network in NETWORKS
-        for group, methods in CONFIG.groups(network).items()
+        f"{RESULTS}/{wildcards.model}/maps/{variant}/{group}/{wildcards.shard}.parquet"
+        for variant in VARIANTS
+        for group, methods in CONFIG.groups(variant).items()
         if "gradient" in methods
     ]
 
@@ -132,12 +137,12 @@ def eq3_maps_of(wildcards):
 def scores_of(wildcards):
     """The score files behind a table."""
     model = MODELS[(int(wildcards.number) - 1) % 2]
-    return expand(f"{RESULTS}/{model}/scores/{{network}}.parquet", network=NETWORKS)
+    return expand(f"{RESULTS}/{model}/scores/{{variant}}.parquet", variant=VARIANTS)
 
 
 def guidance_inputs(wildcards):
-    """Cached bottleneck maps, or the statistics to compute them as training goes; the control needs neither."""
-    if wildcards.network == "control":
+    """Cached bottleneck maps, or the statistics to compute them during training. The control needs neither."""
+    if wildcards.variant == "control":
         return {}
     if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
         return {"statistics": f"{RESULTS}/{wildcards.model}/statistics/pretrained.pt"}
@@ -150,37 +155,10 @@ def guidance_options(wildcards, input):
 
 
 def statistics_of(wildcards):
-    """The statistics of the network's features, for the methods that ask for them."""
-    methods = CONFIG.groups(wildcards.network)[wildcards.group]
+    """The statistics of the variant's features, for the methods that require them."""
+    methods = CONFIG.groups(wildcards.variant)[wildcards.group]
     if any("statistics" in attribution.requirements(method) for method in methods):
         return {
-            "statistics": f"{RESULTS}/{wildcards.model}/statistics/{wildcards.network}.pt"
+            "statistics": f"{RESULTS}/{wildcards.model}/statistics/{wildcards.variant}.pt"
         }
     return {}
-
-
-def network_code(wildcards):
-    """The module of a network that the config brings in by its factory."""
-    name, colon, _ = CONFIG.models[wildcards.model].arch.partition(":")
-    return [name] if colon else []
-
-
-# The modules that a stage's results depend on, besides the module of a method: an edit re-runs the stage.
-DATA_CODE = (
-    "ibsgl.data.loading",
-    "ibsgl.network",
-    "ibsgl.weights",
-    "ibsgl.torchray",
-    "ibsgl.randomness",
-)
-TRAINING_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.metrics.classification")
-STATISTICS_CODE = (*DATA_CODE, "ibsgl.training", "ibsgl.bottleneck")
-BOTTLENECK_CODE = (*DATA_CODE, "ibsgl.bottleneck", "ibsgl.evaluation")
-GUIDANCE_CODE = (
-    *TRAINING_CODE,
-    "ibsgl.guidance",
-    "ibsgl.saliency",
-    "ibsgl.suppression",
-    "ibsgl.bottleneck",
-)
-SCORES_CODE = ("ibsgl.metrics", "ibsgl.evaluation", *DATA_CODE)

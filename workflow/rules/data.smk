@@ -1,8 +1,8 @@
 # The data set: generated or fetched where the config asks for it, then read and checked once.
-if CONFIG.data.source == "shapes":
+if CONFIG.data.generated:
 
     rule data:
-        """Generate the built-in data set in VOC layout."""
+        """Generate the images of a data set that has none of its own."""
         output:
             directory(ROOT),
         log:
@@ -14,15 +14,15 @@ if CONFIG.data.source == "shapes":
             "../../environment.yml"
         params:
             settings=settings("data"),
-            code=source_digest("ibsgl.data.shapes", "ibsgl.randomness"),
+            code=code("data"),
         shell:
-            "ibsgl shapes --settings {params.settings:q} --out {output:q} 2> {log:q}"
+            "ibsgl data --settings {params.settings:q} --out {output:q} 2> {log:q}"
 
 
-if CONFIG.data.download:
+if CONFIG.data.archives:
 
     rule data:
-        """Download, verify and unpack the data set; a folder that is there is taken as it is."""
+        """Download, verify and unpack the data set; an existing folder is used as it is."""
         output:
             STAMP,
         log:
@@ -35,11 +35,11 @@ if CONFIG.data.download:
         params:
             root=ROOT,
             settings=settings("fetch"),
-            # As functions of a job's files they are not compared: the checksums in the settings say what comes of them.
+            # As functions of a job's files they are not compared. The checksums in the settings decide what is downloaded.
             mirrors=lambda wildcards, output: [
-                f"--mirror={mirror}" for mirror in CONFIG.data.download.mirrors
+                f"--mirror={mirror}" for mirror in CONFIG.data.archives.mirrors
             ],
-            folder=lambda wildcards, output: CONFIG.data.download.folder,
+            folder=lambda wildcards, output: CONFIG.data.archives.folder,
         shell:
             "ibsgl fetch --root {params.root:q} {params.mirrors:q} --folder {params.folder:q}"
             " --settings {params.settings:q} --out {output:q} 2> {log:q}"
@@ -48,7 +48,7 @@ if CONFIG.data.download:
 rule index:
     """Read the data set's folder once: check it, list its (image, class) pairs, take its digest."""
     input:
-        STAMP if CONFIG.data.download else ROOT,
+        STAMP if CONFIG.data.archives else ROOT,
     output:
         INDEX,
     log:
@@ -61,8 +61,7 @@ rule index:
     params:
         root=data_root,
         settings=settings("index"),
-        # ImageNet's million files are not looked at.
-        files=data_files if CONFIG.data.source == "voc" else [],
-        code=source_digest("ibsgl.data.voc", "ibsgl.data.imagenet", "ibsgl.randomness"),
+        files=data_files if CONFIG.data.watched else [],
+        code=code("index"),
     shell:
         "ibsgl index --root {params.root:q} --settings {params.settings:q} --out {output:q} 2> {log:q}"

@@ -1,17 +1,17 @@
 # Saliency maps of every method, their scores, and the deletion curves.
 rule maps:
-    """Saliency maps of one method, or of the light ones, on one network, for one shard of the test images."""
+    """Saliency maps of one method, or of all single-pass methods, on one variant, for one shard of the test images."""
     input:
         unpack(statistics_of),
         index=INDEX,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        weights=f"{RESULTS}/{{model}}/{{variant}}.pt",
     output:
-        f"{RESULTS}/{{model}}/maps/{{network}}/{{group}}/{{shard}}.parquet",
+        f"{RESULTS}/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/maps/{{network}}/{{group}}/{{shard}}.log",
+        f"{RESULTS}/logs/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/maps/{{network}}/{{group}}/{{shard}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -26,14 +26,7 @@ rule maps:
         options=lambda wildcards, input: (
             [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
         ),
-        code=lambda wildcards: source_digest(
-            *map(
-                attribution.module_of,
-                CONFIG.groups(wildcards.network)[wildcards.group],
-            ),
-            "ibsgl.evaluation",
-            *DATA_CODE,
-        ),
+        code=code("maps"),
     shell:
         "ibsgl maps --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.options:q}"
         " --settings {params.settings:q} --shard {wildcards.shard}"
@@ -41,18 +34,18 @@ rule maps:
 
 
 rule scores:
-    """EBPG, mIoU, Bbox, Average Drop and Average Increase of every map of one shard on one network."""
+    """Every metric of every map of one shard on one variant."""
     input:
         index=INDEX,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        weights=f"{RESULTS}/{{model}}/{{variant}}.pt",
         maps=maps_of,
     output:
-        f"{RESULTS}/{{model}}/scores/{{network}}/{{shard}}.parquet",
+        f"{RESULTS}/{{model}}/scores/{{variant}}/{{shard}}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/scores/{{network}}/{{shard}}.log",
+        f"{RESULTS}/logs/{{model}}/scores/{{variant}}/{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}/{{shard}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/scores/{{variant}}/{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -65,42 +58,43 @@ rule scores:
         root=data_root,
         settings=settings("scores"),
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
+        code=code("scores"),
     shell:
-        "ibsgl scores --model {wildcards.model} --network {wildcards.network} --index {input.index:q}"
+        "ibsgl scores --model {wildcards.model} --variant {wildcards.variant} --index {input.index:q}"
         " --root {params.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --shard {wildcards.shard} --out {output:q} 2> {log:q}"
 
 
 rule evaluation:
-    """One network's scores, those of its shards together."""
+    """One variant's scores: those of its shards together."""
     input:
         scores=expand(
-            f"{RESULTS}/{{{{model}}}}/scores/{{{{network}}}}/{{shard}}.parquet",
+            f"{RESULTS}/{{{{model}}}}/scores/{{{{variant}}}}/{{shard}}.parquet",
             shard=SHARDS,
         ),
     output:
-        f"{RESULTS}/{{model}}/scores/{{network}}.parquet",
+        f"{RESULTS}/{{model}}/scores/{{variant}}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/scores/{{network}}.log",
+        f"{RESULTS}/logs/{{model}}/scores/{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/scores/{{network}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/scores/{{variant}}.tsv"
     localrule: True
     conda:
         "../../environment.yml"
     params:
         records=RECORDS,
+        code=code("evaluation"),
         scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
     shell:
         "ibsgl evaluation {params.scores:q} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule deletion:
-    """Deletion curves of every network's own Eq. 3 maps, for one shard of the test images (Figure 4)."""
+    """Deletion curves of every variant's own Eq. 3 maps, for one shard of the test images (Figure 4)."""
     input:
         index=INDEX,
         root=DATA,
-        weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
+        weights=expand(f"{RESULTS}/{{{{model}}}}/{{variant}}.pt", variant=VARIANTS),
         maps=eq3_maps_of,
     output:
         f"{RESULTS}/{{model}}/deletion/{{shard}}.parquet",
@@ -121,7 +115,7 @@ rule deletion:
         settings=settings("deletion"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
         maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=source_digest(*SCORES_CODE, "ibsgl.suppression"),
+        code=code("deletion"),
     shell:
         "ibsgl deletion --index {input.index:q} --root {params.root:q} {params.weights:q} {params.maps:q}"
         " --settings {params.settings:q} --shard {wildcards.shard} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

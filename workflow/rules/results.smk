@@ -32,7 +32,7 @@ if 4 in NUMBERS:
 
 
 rule table:
-    """One of Tables 1–4 beside the published figures: CSV, Markdown and LaTeX."""
+    """One of Tables 1–4 beside the published values: CSV, Markdown and LaTeX."""
     input:
         scores=scores_of,
         published="results/published",
@@ -51,13 +51,7 @@ rule table:
         records=RECORDS,
         settings=settings("table"),
         scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
-        code=source_digest(
-            "ibsgl.tables",
-            "ibsgl.statistics",
-            "ibsgl.metrics",
-            "ibsgl.config",
-            "ibsgl.randomness",
-        ),
+        code=code("table"),
     shell:
         "ibsgl table {params.scores:q} --published {input.published:q} --settings {params.settings:q}"
         " --records {params.records:q} --out {output.csv:q} 2> {log:q}"
@@ -75,9 +69,9 @@ rule figure:
         index=INDEX,
         root=DATA,
         weights=expand(
-            f"{RESULTS}/{{model}}/{{network}}.pt",
+            f"{RESULTS}/{{model}}/{{variant}}.pt",
             model=MODELS,
-            network=("pretrained", "guided"),
+            variant=("pretrained", "guided"),
         ),
     output:
         png=f"{RESULTS}/figures/figure{{number}}.png",
@@ -100,7 +94,7 @@ rule figure:
         records=RECORDS,
         settings=settings("figure"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
-        code=source_digest("ibsgl.figures", *GUIDANCE_CODE),
+        code=code("figure"),
     shell:
         "ibsgl figure --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output.png:q} 2> {log:q}"
@@ -127,10 +121,8 @@ rule figure4:
         "../../environment.yml"
     params:
         records=RECORDS,
-        settings=CONFIG.settings("figure", number=4),
+        settings=settings("figure4"),
         curves=lambda wildcards, input: [f"--curves={path}" for path in input.curves],
-        code=source_digest(
-            "ibsgl.figures", "ibsgl.statistics", "ibsgl.metrics.deletion"
-        ),
+        code=code("figure4"),
     shell:
         "ibsgl figure4 {params.curves:q} --settings {params.settings:q} --records {params.records:q} --out {output.png:q} 2> {log:q}"

@@ -1,6 +1,6 @@
 # The networks: the classifier, and from it the guided network and its control.
 rule classifier:
-    """Train the network to be explained (Eq. 2), or take it as it is."""
+    """Train the network to be explained (Eq. 2), or keep it as it is."""
     input:
         index=INDEX,
         root=DATA,
@@ -22,7 +22,7 @@ rule classifier:
         root=data_root,
         records=RECORDS,
         settings=settings("classifier"),
-        code=lambda wildcards: source_digest(*TRAINING_CODE, *network_code(wildcards)),
+        code=code("classifier"),
     shell:
         "ibsgl classifier --model {wildcards.model} --index {input.index:q} --root {params.root:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
@@ -33,13 +33,13 @@ rule statistics:
     input:
         index=INDEX,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{network}}.pt",
+        weights=f"{RESULTS}/{{model}}/{{variant}}.pt",
     output:
-        f"{RESULTS}/{{model}}/statistics/{{network}}.pt",
+        f"{RESULTS}/{{model}}/statistics/{{variant}}.pt",
     log:
-        f"{RESULTS}/logs/{{model}}/statistics/{{network}}.log",
+        f"{RESULTS}/logs/{{model}}/statistics/{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/statistics/{{network}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/statistics/{{variant}}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -51,7 +51,7 @@ rule statistics:
     params:
         root=data_root,
         settings=settings("statistics"),
-        code=source_digest(*STATISTICS_CODE),
+        code=code("statistics"),
     shell:
         "ibsgl statistics --index {input.index:q} --root {params.root:q} --weights {input.weights:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
@@ -81,7 +81,7 @@ rule bottleneck:
     params:
         root=data_root,
         settings=settings("bottleneck"),
-        code=source_digest(*BOTTLENECK_CODE),
+        code=code("bottleneck"),
     shell:
         "ibsgl bottleneck --index {input.index:q} --root {params.root:q} --weights {input.weights:q}"
         " --statistics {input.statistics:q} --settings {params.settings:q}"
@@ -96,13 +96,13 @@ rule guide:
         root=DATA,
         weights=f"{RESULTS}/{{model}}/pretrained.pt",
     output:
-        f"{RESULTS}/{{model}}/{{network}}.pt",
+        f"{RESULTS}/{{model}}/{{variant}}.pt",
     log:
-        f"{RESULTS}/logs/{{model}}/{{network}}.log",
+        f"{RESULTS}/logs/{{model}}/{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/{{network}}.tsv"
+        f"{RESULTS}/benchmarks/{{model}}/{{variant}}.tsv"
     wildcard_constraints:
-        network="guided|control",
+        variant="guided|control",
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -115,21 +115,19 @@ rule guide:
         records=RECORDS,
         settings=settings("guide"),
         options=guidance_options,
-        code=lambda wildcards: source_digest(
-            *(TRAINING_CODE if wildcards.network == "control" else GUIDANCE_CODE)
-        ),
+        code=code("guide"),
     shell:
-        "ibsgl guide --model {wildcards.model} --network {wildcards.network} --index {input.index:q} --root {params.root:q}"
+        "ibsgl guide --model {wildcards.model} --variant {wildcards.variant} --index {input.index:q} --root {params.root:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 
 
 rule effect:
-    """L_CE, L_SS and accuracy of the three networks: guided against control."""
+    """L_CE, L_SS and accuracy of the three variants: guided against control."""
     input:
         index=INDEX,
         root=DATA,
-        weights=expand(f"{RESULTS}/{{{{model}}}}/{{network}}.pt", network=NETWORKS),
+        weights=expand(f"{RESULTS}/{{{{model}}}}/{{variant}}.pt", variant=VARIANTS),
         bottleneck=f"{RESULTS}/{{model}}/bottleneck.pt",
     output:
         losses=f"{RESULTS}/{{model}}/effect.parquet",
@@ -154,9 +152,7 @@ rule effect:
         records=RECORDS,
         settings=settings("effect"),
         weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
-        code=source_digest(
-            *GUIDANCE_CODE, "ibsgl.evaluation", "ibsgl.statistics", "ibsgl.tables"
-        ),
+        code=code("effect"),
     shell:
         "ibsgl effect --model {wildcards.model} --index {input.index:q} --root {params.root:q} {params.weights:q}"
         " --bottleneck {input.bottleneck:q} --settings {params.settings:q}"

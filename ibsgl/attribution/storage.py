@@ -1,0 +1,104 @@
+"""Saliency maps on disk: one Parquet file per shard of the test pairs and group of methods."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ibsgl.attribution.registry import Attribution
+
+_IDENTITY = {"image_id": pa.string(), "target": pa.int64()}
+
+
+def write_maps(
+    path: Path,
+    batches: Iterator[tuple[pd.DataFrame, dict[str, torch.Tensor]]],
+    methods: Mapping[str, Attribution],
+    size: int,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write maps batch by batch to a Parquet file with one row per pair and one column per method.
+
+    Maps are stored without loss as float32, with their bytes split by significance and compressed. The file's metadata has the
+    methods' labels and ``settings``.
+
+    Args:
+        path: the file.
+        batches: those of :func:`ibsgl.maps.compute_maps`.
+        methods: by name.
+        size: side of a map in pixels.
+        settings: the settings of the step that computed the maps.
+    """
+    labels = {name: method.label for name, method in methods.items()}
+    saliency = pa.list_(pa.float32(), size * size)
+    schema = pa.schema(
+        _IDENTITY | dict.fromkeys(methods, saliency),
+        metadata={"ibsgl": json.dumps({"labels": labels, "settings": settings})},
+    )
+    leaves = [f"{name}.list.element" for name in methods]
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        use_byte_stream_split=leaves,
+    ) as writer:
+        for rows, maps in batches:
+            columns = [pa.array(rows[key].to_numpy(), kind) for key, kind in _IDENTITY.items()]
+            columns += [
+                pa.FixedSizeListArray.from_arrays(maps[name].contiguous().numpy().ravel(), type=saliency)
+                for name in methods
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+class Maps:
+    """The maps of one shard of test pairs. They are read a few at a time from the files of :func:`write_maps`.
+
+    Args:
+        files: those of the shard. Each has the maps of other methods.
+        pairs: the shard's pairs, in order.
+        methods: the methods whose maps are read. ``None``: all.
+
+    Raises:
+        ValueError: the pairs of a file are not ``pairs``, or a method is missing.
+    """
+
+    def __init__(self, files: Sequence[Path], pairs: pd.DataFrame, methods: Sequence[str] | None = None):
+        self.pairs = pairs
+        self.labels: dict[str, str] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+        self._files: list[tuple[pq.ParquetFile, list[str]]] = []
+        for path in files:
+            # With pre_buffer the whole file would be in memory in the end.
+            file = pq.ParquetFile(path, pre_buffer=False)
+            facts = json.loads(file.schema_arrow.metadata[b"ibsgl"])
+            names = [name for name in facts["labels"] if methods is None or name in methods]
+            if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:
+                raise ValueError(f"{path}: the maps do not belong to this index; delete the file and run again")
+            self.labels |= {name: facts["labels"][name] for name in names}
+            self.settings |= dict.fromkeys(names, facts["settings"])
+            self._files.append((file, names))
+        if missing := sorted(set(methods or ()) - self.labels.keys()):
+            raise ValueError(f"{files[0].parent}: there are no maps of {missing[0]}; delete the folder and run again")
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """{method: saliency (B,H,W)} for successive ``batch_size`` pairs."""
+        readers = [file.iter_batches(batch_size, columns=names) for file, names in self._files if names]
+        for parts in zip(*readers, strict=True):
+            maps = {}
+            for part in parts:
+                for name, column in zip(part.schema.names, part.columns, strict=True):
+                    values = column.flatten().to_numpy()
+                    side = math.isqrt(column.type.list_size)
+                    maps[name] = torch.from_numpy(values.reshape(-1, side, side).copy())
+            yield maps

@@ -1,0 +1,14 @@
+"""``ibsgl <step>``: every rule of the workflow is one of these commands, and a person can run each by hand.
+
+``snakemake --printshellcmds`` (on by default here) shows the full command of every job. ``--settings`` is the part of the
+config that the step's result depends on, as JSON or as ``@file``. ``ibsgl settings`` prints it for any step.
+"""
+
+from __future__ import annotations
+
+import typer
+
+# Errors are plain lines. Boxes would break a key or a path at the terminal's width, and a log has no use for them.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)

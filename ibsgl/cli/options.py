@@ -1,0 +1,107 @@
+"""Options that several commands have, and what each command does with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ibsgl.bottleneck import FeatureStatistics
+    from ibsgl.config.steps import Step
+    from ibsgl.data.loading import ImageDataset
+
+    S = TypeVar("S", bound=Step)
+
+Settings = Annotated[str, typer.Option("--settings", help="What the step depends on, as JSON or @file.")]
+Out = Annotated[Path, typer.Option("--out", help="The output file. It appears when it is complete.")]
+IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index.")]
+Root = Annotated[Path, typer.Option("--root", help="The data set's folder.")]
+Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
+WeightsFiles = Annotated[list[Path], typer.Option("--weights", help="State dicts named <variant>.pt. Repeatable.")]
+StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Feature statistics of the network.")]
+Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images at a time. It changes results only by rounding.")
+]
+Records = Annotated[Path | None, typer.Option("--records", help="Folder for the step's record, which MLflow shows.")]
+Shard = Annotated[int, typer.Option("--shard", min=0, help="Number of the shard, from 0.")]
+ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
+Variant = Annotated[str, typer.Option("--variant", help="pretrained, control or guided.")]
+ConfigFiles = Annotated[
+    list[Path],
+    typer.Option("--config", help="The config file. A further file changes some keys of the first. Repeatable."),
+]
+DEFAULT_CONFIG = [Path("config/shapes.yaml")]
+
+
+def parse(kind: type[S], settings: str) -> S:
+    """The step's settings from the option ``--settings``."""
+    try:
+        text = Path(settings[1:]).read_text(encoding="utf-8") if settings.startswith("@") else settings
+        return kind.parse(text)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--settings") from None
+
+
+def device_of(gpu: int) -> torch.device:
+    """The CPU, or a GPU that no other step uses."""
+    import torch
+
+    from ibsgl import devices
+
+    return devices.lease() if gpu else torch.device("cpu")
+
+
+def dataset(index_file: Path, root: Path, size: int) -> ImageDataset:
+    """The data set at the network's input size."""
+    from ibsgl.data.index import Index
+    from ibsgl.data.loading import ImageDataset
+
+    return ImageDataset(Index.load(index_file), root, size)
+
+
+def load_statistics(path: Path, device: torch.device) -> FeatureStatistics:
+    """The feature statistics in the file ``path``."""
+    import torch
+
+    from ibsgl.bottleneck import FeatureStatistics
+
+    return FeatureStatistics.from_state_dict(torch.load(path, weights_only=True)).to(device)
+
+
+def write_record(
+    records: Path | None,
+    result_id: str,
+    kind: str,
+    settings: Mapping[str, Any],
+    *,
+    started: float,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]] = (),
+    artifacts: Sequence[Path] = (),
+    seconds: float | None = None,
+) -> None:
+    """The record of this step, if a folder for records is given; see :func:`ibsgl.provenance.write_record`."""
+    if records is None:
+        return
+    from ibsgl import provenance
+
+    provenance.write_record(
+        records,
+        result_id,
+        kind,
+        settings=settings,
+        metrics=metrics,
+        history=list(history),
+        artifacts=[str(path) for path in artifacts],
+        tags=tags,
+        started=started,
+        seconds=time.time() - started if seconds is None else seconds,
+    )

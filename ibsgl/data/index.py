@@ -1,0 +1,101 @@
+"""The content of a data set without its pixels: one row per image and class that it shows, in three splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ibsgl.randomness import derive_seed
+
+SPLITS = ("train", "held_out", "test")
+
+_SCHEMA = pa.schema(
+    {
+        "split": pa.string(),
+        "image_id": pa.string(),
+        "class_name": pa.string(),
+        "target": pa.int64(),
+        "boxes": pa.list_(pa.list_(pa.int32())),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "has_mask": pa.bool_(),
+        "file": pa.string(),
+        "difficult": pa.list_(pa.int64()),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The content of a data set without its pixels.
+
+    Attributes:
+        class_names: the K names. A target is a position in this list.
+        digest: SHA-256 of the splits and of the bytes of every annotation, image and mask that is used.
+        root: the data set's folder.
+        table: one row per image and class that it shows: ``split`` (train, held_out, test), ``image_id``, ``class_name``,
+            ``target``, ``boxes`` (list of [x0, y0, x1, y1], 0-based and half-open), ``width`` and ``height`` of the image's
+            file, ``has_mask``, ``file`` (the image's path below the root) and ``difficult`` (the targets of the classes whose
+            objects in this image are all marked difficult). Lengths are in pixels of the file. The order is that of the
+            splits, then of the images in their list, then of the targets.
+    """
+
+    class_names: tuple[str, ...]
+    digest: str
+    root: str
+    table: pd.DataFrame
+
+    def save(self, path: Path) -> None:
+        """Write as Parquet. The metadata of the schema has all attributes except the table."""
+        table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
+        facts = {"class_names": self.class_names, "digest": self.digest, "root": self.root}
+        table = table.replace_schema_metadata({"ibsgl": json.dumps(facts, ensure_ascii=False)})
+        pq.write_table(table, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Read a file of :meth:`save`. ``ValueError`` if ``path`` is another Parquet file, or an index of an older version."""
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        if b"ibsgl" not in metadata or table.column_names != _SCHEMA.names:
+            raise ValueError(f"{path} is not a data index; build it again")
+        facts = json.loads(metadata[b"ibsgl"])
+        lists = ["boxes", "difficult"]
+        frame = table.drop_columns(lists).to_pandas()
+        for name in lists:
+            frame.insert(_SCHEMA.get_field_index(name), name, table[name].to_pylist())
+        return cls(tuple(facts["class_names"]), facts["digest"], facts["root"], frame)
+
+
+def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+    """:attr:`Index.table` from the rows of each split. The rows have all columns except ``split``."""
+    return pd.DataFrame([{"split": split, **row} for split in SPLITS for row in rows[split]], columns=_SCHEMA.names)
+
+
+def set_aside(ids: Sequence[str], held_out: float, seed: int) -> set[str]:
+    """The share ``held_out`` of the training images ``ids``. ``ValueError`` if that is no image, or all of them."""
+    # Sorted by a hash of the id, so that the choice does not depend on the order of the list.
+    ranked = sorted(ids, key=lambda image_id: (derive_seed(seed, "held_out", image_id), image_id))
+    aside = set(ranked[: round(held_out * len(ids))])
+    if held_out > 0 and not aside:
+        raise ValueError(f"held_out: {held_out} of the {len(ids)} training images is less than one image; raise it")
+    if len(aside) == len(ids):
+        raise ValueError(f"held_out: {held_out} of the {len(ids)} training images leaves none to train on")
+    return aside
+
+
+def shard(pairs: pd.DataFrame, number: int, shards: int) -> pd.DataFrame:
+    """The pairs of every ``shards``-th image, from image ``number`` on. An image's classes stay together."""
+    image = pairs.groupby("image_id", sort=False).ngroup()
+    return pairs[image % shards == number]
+
+
+def mask_path(root: Path, image_id: str) -> Path:
+    """The path of the image's class mask, if it has one."""
+    return Path(root) / "SegmentationClass" / f"{image_id}.png"

@@ -1,0 +1,25 @@
+"""Guided training (Section 3.2: Eq. 10, Eq. 11 and Algorithm 1)."""
+
+from ibsgl.guidance.algorithm import feature_divergence, guidance_target
+from ibsgl.guidance.classification import classification_loss
+from ibsgl.guidance.localization import (
+    localization_loss,
+    localization_losses,
+    other_class,
+    saliency_cross_entropy,
+)
+from ibsgl.guidance.losses import training_losses
+from ibsgl.guidance.settings import DivergenceSettings, GuidanceSettings
+
+__all__ = [
+    "DivergenceSettings",
+    "GuidanceSettings",
+    "classification_loss",
+    "feature_divergence",
+    "guidance_target",
+    "localization_loss",
+    "localization_losses",
+    "other_class",
+    "saliency_cross_entropy",
+    "training_losses",
+]

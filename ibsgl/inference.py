@@ -1,0 +1,55 @@
+"""Forward passes over a data set: batches of (image, class) pairs, logits, and how well a network classifies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ibsgl.metrics.classification import classification_metrics
+from ibsgl.networks.chunks import in_pieces
+from ibsgl.networks.split import SplitNetwork, autocast
+
+if TYPE_CHECKING:
+    from ibsgl.data.loading import ImageDataset
+
+
+def pair_batches(
+    data: ImageDataset, pairs: pd.DataFrame, batch_size: int, device: torch.device, desc: str
+) -> Iterator[tuple[pd.DataFrame, torch.Tensor, torch.Tensor]]:
+    """(rows, images (B,3,H,W), targets (B,)), with a progress bar over the pairs."""
+    ids = list(pairs["image_id"])
+    with tqdm(total=len(pairs), desc=desc, unit="map", disable=None) as bar:
+        for start, (_, images) in zip(range(0, len(ids), batch_size), data.batches(ids, batch_size), strict=True):
+            rows = pairs.iloc[start : start + batch_size]
+            yield rows, images.to(device), torch.tensor(rows["target"].to_numpy(), device=device)
+            bar.update(len(rows))
+
+
+def predict(
+    network: SplitNetwork, data: ImageDataset, split: str, batch_size: int, device: torch.device
+) -> torch.Tensor:
+    """Logits (N,K) on the CPU for every image of ``split``, in evaluation mode."""
+    network.eval()
+    with torch.inference_mode(), autocast(device):
+        logits = [
+            in_pieces(network, images.to(device)).float().cpu()
+            for _, images in data.batches(data.ids(split), batch_size)
+        ]
+    return torch.cat(logits)
+
+
+def classification_scores(
+    network: SplitNetwork, data: ImageDataset, split: str, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """How well ``network`` classifies ``split``; see :func:`ibsgl.metrics.classification.classification_metrics`."""
+    return classification_metrics(
+        predict(network, data, split, batch_size, device),
+        data.labels(split),
+        data.index.class_names,
+        multilabel=network.multilabel,
+        ignored=data.difficult(split),
+    )

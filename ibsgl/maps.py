@@ -1,0 +1,98 @@
+"""Saliency maps of a data set's (image, class) pairs.
+
+Random draws are seeded by method and image, so a map does not depend on batches or shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from ibsgl.attribution.registry import Attribution
+from ibsgl.inference import pair_batches
+from ibsgl.networks.chunks import chunked
+from ibsgl.networks.gradients import shared_gradient
+from ibsgl.networks.split import SplitNetwork
+from ibsgl.randomness import generator
+
+if TYPE_CHECKING:
+    from ibsgl.bottleneck import FeatureStatistics
+    from ibsgl.data.loading import ImageDataset
+
+
+def _saliency(
+    method: Attribution,
+    name: str,
+    network: SplitNetwork,
+    data: ImageDataset,
+    rows: pd.DataFrame,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    seed: int,
+    statistics: FeatureStatistics | None,
+) -> torch.Tensor:
+    """The method's maps (B,H,W) float32 of one batch, in smaller batches if the memory is too small."""
+
+    def run(start: int, stop: int) -> torch.Tensor:
+        part = slice(start, stop)
+        context: dict[str, torch.Tensor | FeatureStatistics] = {}
+        # New generators in every call, so that a piece that is run again gets the same draws.
+        generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"][part]]
+        if "statistics" in method.requires:
+            assert statistics is not None, f"{name} needs feature statistics"
+            context["statistics"] = statistics
+        if "region" in method.requires:
+            context["region"] = data.regions(rows[part]).to(images.device)
+        # For a whole batch pass the tensors themselves, not views: methods that get the same tensors share one pass.
+        whole = stop - start == len(rows)
+        some_images, some_targets = (images, targets) if whole else (images[part], targets[part])
+        return method(network, some_images, some_targets, generators, **context).float()
+
+    return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
+
+
+def compute_maps(
+    network: SplitNetwork,
+    data: ImageDataset,
+    pairs: pd.DataFrame,
+    methods: Mapping[str, Attribution],
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    statistics: FeatureStatistics | None = None,
+) -> Iterator[tuple[pd.DataFrame, dict[str, torch.Tensor]]]:
+    """The maps of several methods, one batch of pairs at a time.
+
+    Args:
+        network: the network that is explained, on ``device``.
+        data: at the network's input size.
+        pairs: rows of the data set's index.
+        methods: by name.
+        seed: root seed. Random draws are seeded by (seed, name of the method, image id).
+        batch_size: pairs per batch.
+        device: where the maps are computed.
+        statistics: of the network's features, for methods that require them.
+
+    Yields:
+        (rows, {name: saliency (B,H,W) float32 on the CPU}) for consecutive rows of ``pairs``.
+
+    Raises:
+        FloatingPointError: a method returned a value that is not finite, or is negative.
+    """
+    for rows, images, targets in pair_batches(data, pairs, batch_size, device, ", ".join(methods)):
+        maps = {}
+        with shared_gradient():
+            for name, method in methods.items():
+                saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics)
+                bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
+                if bad.any():
+                    row = rows.iloc[int(bad.nonzero()[0])]
+                    raise FloatingPointError(
+                        f"{name}: the map of image {row['image_id']}, class {row['class_name']} is not finite and ≥ 0"
+                    )
+                maps[name] = saliency.cpu()
+        yield rows, maps

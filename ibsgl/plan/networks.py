@@ -1,0 +1,197 @@
+"""The networks of a config: their size, and the FLOPs that one image costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
+
+from ibsgl.attribution import Passes
+from ibsgl.config import Config
+from ibsgl.guidance import GuidanceSettings, training_losses
+from ibsgl.networks import SplitNetwork, evaluating
+from ibsgl.suppression import SuppressionSettings
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """The cost of one image, in FLOPs or in seconds.
+
+    Attributes:
+        full: one pass of each kind in float32.
+        mixed: one pass of each kind where :func:`ibsgl.networks.autocast` is on.
+        training: one image's share of an unguided training step, forward and backward to the weights.
+        guided: the same of a guided training step.
+    """
+
+    full: Passes
+    mixed: Passes
+    training: float
+    guided: float
+
+    def training_step(self, guided: bool) -> float:
+        """``guided`` or ``training``."""
+        return self.guided if guided else self.training
+
+
+@dataclass(frozen=True)
+class Work:
+    """A number of passes, each of one image, with their FLOPs and their seconds. Without calibration there are no seconds."""
+
+    passes: Passes
+    flops: float
+    seconds: float | None
+
+    def __add__(self, other: Work) -> Work:
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        return Work(self.passes + other.passes, self.flops + other.flops, seconds)
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """A network of the config: its size, and the cost of one image.
+
+    Attributes:
+        model: the network's name in the config.
+        features: shape (C,h,w) of the feature map.
+        parameters: number of parameters.
+        bytes: size of the state dict.
+        flops: FLOPs of one image.
+        seconds: seconds of one image; ``None`` without calibration.
+        batch: number of images in each calibrated pass; ``None`` without calibration.
+    """
+
+    model: str
+    arch: str
+    image_size: int
+    features: tuple[int, int, int]
+    parameters: int
+    bytes: int
+    flops: UnitCosts
+    seconds: UnitCosts | None = None
+    batch: int | None = None
+
+    def work(self, passes: Passes, mixed: bool = False) -> Work:
+        """The work of ``passes`` outside of training."""
+        seconds = None
+        if self.seconds is not None:
+            seconds = passes.weighted_by(self.seconds.mixed if mixed else self.seconds.full)
+        return Work(passes, passes.weighted_by(self.flops.full), seconds)
+
+    def training_work(self, examples: int, guidance: GuidanceSettings | None = None) -> Work:
+        """The work of training on ``examples`` images: guided (Algorithm 1) or, without ``guidance``, unguided."""
+        # An inner step is one pass of the head (for p, L^c and L^p), two gradients, and the gradient of those.
+        steps = 0 if guidance is None else inner_steps(guidance)
+        passes = Passes(stem=1, head=1 + steps, stem_backward=1, head_backward=1 + 3 * steps)
+        guided = guidance is not None
+        seconds = None if self.seconds is None else examples * self.seconds.training_step(guided)
+        return Work(passes * examples, examples * self.flops.training_step(guided), seconds)
+
+
+def inner_steps(guidance: GuidanceSettings) -> int:
+    """How many gradients of Eq. 10 a training step takes."""
+    return guidance.steps if guidance.mode == "feature" else 1
+
+
+def training_loss(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    classes: int,
+    guidance: GuidanceSettings | None,
+    suppression: SuppressionSettings,
+) -> torch.Tensor:
+    """The scalar loss that training minimises on the batch ``images`` (B,3,H,W), with made-up targets and L^ib.
+
+    They do not change the cost: every image is of class 0, and L^ib is 1 everywhere.
+    """
+    labels = images.new_zeros(len(images), classes)
+    labels[:, 0] = 1
+    target = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    losses = training_losses(
+        network, images, labels, target, lambda a: a.new_ones(len(a), *a.shape[2:]), guidance, suppression
+    )
+    return losses["loss"].mean()
+
+
+def _train(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    classes: int,
+    guidance: GuidanceSettings | None,
+    suppression: SuppressionSettings,
+) -> None:
+    training_loss(network, images, classes, guidance, suppression).backward()
+
+
+class _NoModules(nullcontext):
+    """Replaces torch's record of the running module, whose hooks forbid the gradient of a module's own input."""
+
+    parents = frozenset({"Global"})
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """FLOPs of ``run()`` as torch counts them: a multiplication and an addition are two."""
+    counter = FlopCounterMode(display=False)
+    # It is a replacement for what the counter uses of it, not a subclass.
+    counter.mod_tracker = cast(ModuleTracker, _NoModules())
+    with counter:
+        run()
+    return counter.get_total_flops()
+
+
+def count_flops(network: SplitNetwork, image_size: int, config: Config) -> tuple[tuple[int, int, int], UnitCosts]:
+    """Shape (C,h,w) of the feature map, and the FLOPs of one image.
+
+    Both depend on shapes only, so ``network`` may be on the meta device, where tensors have no memory.
+    """
+    images = torch.rand(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    forward, backward, outputs = {}, {}, {}
+    with evaluating(network):
+        x = images
+        for name, part in (("stem", network.stem), ("head", network.head)):
+            with torch.no_grad():
+                forward[name] = flops_of(partial(part, x))
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                y = part(x)
+                backward[name] = flops_of(partial(torch.autograd.grad, y.sum(), x))
+            outputs[name] = x = y
+    network.eval()
+    classes = outputs["head"].shape[1]
+    with torch.enable_grad():
+        training, guided = (
+            flops_of(partial(_train, network, images, classes, guidance, config.suppression))
+            for guidance in (None, config.guidance)
+        )
+    network.zero_grad(set_to_none=True)
+    passes = Passes(forward["stem"], forward["head"], backward["stem"], backward["head"])
+    channels, height, width = outputs["stem"].shape[1:]
+    return (channels, height, width), UnitCosts(passes, passes, training, guided)
+
+
+def random_network(config: Config, model: str, classes: int) -> SplitNetwork:
+    """The network ``model`` with random weights. Nothing is downloaded, unless the user's own factory downloads something."""
+    return config.network(model).model_copy(update={"weights": None}).build(classes)
+
+
+def network_facts(config: Config, model: str, classes: int) -> NetworkFacts:
+    """Size and FLOPs of the network ``model``. If its family allows it, no memory is taken for the weights."""
+    settings = config.network(model)
+    with torch.device("meta") if settings.family.builds_on_meta else nullcontext():
+        network = random_network(config, model, classes)
+    features, flops = count_flops(network, settings.image_size, config)
+    return NetworkFacts(
+        model,
+        settings.arch,
+        settings.image_size,
+        features,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
+        flops=flops,
+    )

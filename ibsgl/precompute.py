@@ -1,0 +1,72 @@
+"""What guided training needs before it starts: feature statistics, and L^ib of every training pair."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ibsgl.bottleneck import Bottleneck, FeatureStatistics
+from ibsgl.inference import pair_batches
+from ibsgl.networks.chunks import chunked, in_pieces
+from ibsgl.networks.split import SplitNetwork, autocast, evaluating
+from ibsgl.randomness import generator
+
+if TYPE_CHECKING:
+    from ibsgl.data.loading import ImageDataset
+
+
+def feature_statistics(
+    network: SplitNetwork, data: ImageDataset, batch_size: int, device: torch.device
+) -> FeatureStatistics:
+    """μ_A and σ_A over the training images (Section 3.2), with one pass of the stem per image."""
+    network.eval()
+    statistics = FeatureStatistics()
+    ids = data.ids("train")
+    with torch.inference_mode(), tqdm(total=len(ids), desc="feature statistics", unit="image", disable=None) as bar:
+        for batch_ids, images in data.batches(ids, batch_size):
+            statistics.update(in_pieces(network.stem, images.to(device)))
+            bar.update(len(batch_ids))
+    return statistics.to("cpu")
+
+
+def bottleneck_maps(
+    network: SplitNetwork,
+    data: ImageDataset,
+    pairs: pd.DataFrame,
+    method: Bottleneck,
+    statistics: FeatureStatistics,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """L^ib (N,h,w) of N pairs, at the size of the feature map and in nats, for guided training."""
+    maps = []
+    with evaluating(network):
+        for rows, images, targets in pair_batches(data, pairs, batch_size, device, "bottleneck"):
+            run = partial(_bottleneck_maps, network, rows, images, targets, method, statistics, seed)
+            maps += [part.cpu() for part in chunked(run, len(rows), len(rows), device)]
+    return torch.cat(maps)
+
+
+def _bottleneck_maps(
+    network: SplitNetwork,
+    rows: pd.DataFrame,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    method: Bottleneck,
+    statistics: FeatureStatistics,
+    seed: int,
+    start: int,
+    stop: int,
+) -> torch.Tensor:
+    """L^ib (n,h,w) of the rows from ``start`` to ``stop`` of a batch."""
+    part = slice(start, stop)
+    generators = [generator(seed, "bottleneck", image_id, device=images.device) for image_id in rows["image_id"][part]]
+    with torch.no_grad(), autocast(images.device):
+        features = network.stem(images[part])
+    return method.feature_saliency(network, features.float(), targets[part], statistics, generators)

@@ -1,0 +1,45 @@
+"""The notes under a table: the network, the form of every metric, and the guidance of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ibsgl.metrics.faithfulness import AverageDrop
+from ibsgl.metrics.localization import Bbox, MIoU
+
+if TYPE_CHECKING:
+    from ibsgl.config.schema import Config
+
+
+def method_notes(config: Config, model: str) -> list[str]:
+    """Network, metrics and guidance of ``model``, one note each.
+
+    Args:
+        config: the config of the run. The overrides of ``model`` are merged into it here.
+        model: the network's name in the config.
+    """
+    config = config.for_model(model)
+    network, metrics, guidance = config.network(model), config.metrics, config.guidance
+    average_drop, threshold = metrics.metric(AverageDrop), metrics.metric(MIoU)
+    miou = {
+        "quantile": f"the top {threshold.top:g} of the pixels, strictly above the quantile",
+        "value": "values above half of the map's range",
+    }[threshold.mode]
+    kept = {
+        "top": f"the top {metrics.kept.top:g} of the pixels kept, the rest {metrics.kept.fill}",
+        "scale": f"the image times the map scaled to [0, 1], on {metrics.kept.fill}",
+    }[metrics.kept.mode]
+    bbox = {
+        "strict": "strictly above the N-th value",
+        "index": "exactly N pixels, ties by index",
+    }[metrics.metric(Bbox).ties]
+    return [
+        f"Network: {network.family.describe(network.arch)}. The published baseline values are of TorchRay's networks.",
+        f"Region: the class's {metrics.region}, difficult objects: {config.data.list_settings['difficult']}. "
+        f"mIoU: {miou}. Bbox: {bbox}.",
+        f"AD and AI: {kept}; {average_drop.form} drop.",
+        f"Guidance: {guidance.mode}, {guidance.steps} {guidance.step_unit} step(s) of {guidance.step_size:g}, "
+        f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels, "
+        f"{guidance.training.epochs} epochs of {guidance.training.optimizer} at {guidance.training.lr:g}; "
+        f"suppression {config.suppression.when}; bottleneck reduction {config.bottleneck.reduction}.",
+    ]

@@ -1,0 +1,262 @@
+"""One line naming the key, and the settings of a step are exactly what its result depends on."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ibsgl import attribution, config
+from ibsgl.config.steps import step_of
+
+SHAPES = Path(__file__).parents[2] / "config" / "shapes.yaml"
+
+
+ARCHIVE = {"name": "set.tar", "md5": "0" * 32, "bytes": 1}
+DOWNLOAD = {"mirrors": ["https://example.org/"], "archives": [ARCHIVE], "images": {"trainval": 2, "test": 1}}
+IMAGENET = SHAPES.with_name("imagenet.yaml")
+# Some file that is there.
+TORCHRAY = {"arch": "resnet50", "source": "torchray", "weights": str(SHAPES)}
+
+
+def values(**changes):
+    """config/shapes.yaml with changes given as dotted keys."""
+    tree = yaml.safe_load(SHAPES.read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        node[last] = value
+    return tree
+
+
+def test_the_default_config_is_valid():
+    assert config.load(values()).name == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sead": 1}, "sead: there is no such key"),
+        ({"suppression__r": 1.5}, "suppression.r: Input should be less than or equal to 1 (it is 1.5)"),
+        ({"suppression__r": 0}, "suppression.r: Input should be greater than 0 (it is 0.0)"),
+        ({"seed": "one"}, "seed: Input should be a valid integer (it is 'one')"),
+        ({"seed": True}, "seed: Input should be a valid integer (it is True)"),
+        ({"guidance__training__lr": float("nan")}, "guidance.training.lr: Input should be a finite number (it is nan)"),
+        ({"guidance__training__leraning_rate": 1}, "guidance.training.leraning_rate: there is no such key"),
+        ({"metrics__bbox__ties": "loose"}, "metrics.bbox.ties: Input should be 'strict' or 'index' (it is 'loose')"),
+        ({"metrics__bbox": "loose"}, "metrics.bbox: this is a section with keys of its own (it is 'loose')"),
+        ({"models__resnet__arch": "resnet5"}, "models.resnet.arch: 'resnet5' is unknown"),
+        ({"models__resnet__arch": "no_such_package:f"}, "models.resnet.arch: 'no_such_package:f': no module"),
+        ({"models__resnet__weights": "gone.pt"}, "models.resnet.weights: there is no file 'gone.pt'"),
+        ({"models": {}}, "models: give one network"),
+        ({"methods__rises": {}}, "methods.rises: no saliency method 'rises'; registered are"),
+        ({"methods__rise__mask": 5}, "methods.rise: method 'rise' has no setting 'mask'; its settings:"),
+        ({"methods__rise__masks": "many"}, "methods.rise: masks:"),
+        ({"methods__rise__masks": 0}, "methods.rise: "),
+        ({"methods__gradient": {}}, "methods: gradient is in every table anyway"),
+        ({"data__source": "voc"}, "data.root: give the folder"),
+        ({"data__source": "voc", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
+        ({"data__download": DOWNLOAD}, "data.download: there is no such key where data.source is shapes"),
+        (
+            {"data__source": "voc", "data__root": "nowhere", "data__download": DOWNLOAD | {"images": {"test": 1}}},
+            "data.download.images: give the number of images of the list 'trainval'",
+        ),
+        (
+            {"data__source": "voc", "data__root": "nowhere", "data__download": DOWNLOAD | {"mirrors": []}},
+            "data.download.mirrors: List should have at least 1 item",
+        ),
+        *[
+            (
+                {
+                    "data__source": "voc",
+                    "data__root": "x",
+                    "data__download": DOWNLOAD | {"archives": [ARCHIVE | change]},
+                },
+                f"data.download.archives.0.{next(iter(change))}: ",
+            )
+            for change in ({"name": "../up.tar"}, {"md5": "0"}, {"bytes": 0}, {"sha256": "0"})
+        ],
+        ({"models__vgg__override": {"metrics": {}}}, "models.vgg.override.metrics: only"),
+        ({"models__vgg__override": {"guidance": {"mu": -1}}}, "models.vgg.override.guidance.mu: Input should be"),
+        ({"classifier__epochs": -1}, "classifier.epochs: Input should be greater than or equal to 0 (it is -1)"),
+        ({"guidance__training__epochs": 0}, "guidance.training.epochs: Input should be greater than or equal to 1"),
+        ({"models__resnet__source": "caffe"}, "models.resnet.source: Input should be 'torchvision' or 'torchray'"),
+        (
+            {"models__resnet": TORCHRAY | {"weights": "gone.pt"}, "data__multilabel": True},
+            "models.resnet.weights: there is no file 'gone.pt'",
+        ),
+        (
+            {"models__resnet": TORCHRAY | {"weights": None}},
+            "models.resnet.weights: give the file of TorchRay's resnet50",
+        ),
+        (
+            {"models__resnet": TORCHRAY},
+            "models.resnet.source: TorchRay's networks are multi-label; set data.multilabel to true",
+        ),
+        (
+            {"models__resnet": TORCHRAY | {"arch": "vgg11"}, "data__multilabel": True},
+            "models.resnet.source: TorchRay has resnet50 and vgg16, not vgg11",
+        ),
+        (
+            {"models__resnet": TORCHRAY | {"weights": "imagenet"}, "data__multilabel": True},
+            "models.resnet.weights: 'imagenet' is a name of torchvision's weights; give the file of TorchRay's network",
+        ),
+        (
+            {"models__resnet": {"arch": "resnet18", "weights": "IMAGENET1K_V2"}},
+            "models.resnet.weights: torchvision has IMAGENET1K_V1 for resnet18, not IMAGENET1K_V2",
+        ),
+        ({"data__source": "imagenet"}, "data.root: give the folder that holds ImageNet's train and val"),
+        ({"data__source": "imagenet", "data__root": "nowhere"}, "data.root: there is no folder 'nowhere'"),
+        ({"data__source": "imagenet", "data__root": ".", "data__multilabel": True}, "data.multilabel: ImageNet has"),
+        (
+            {"data__source": "imagenet", "data__root": ".", "data__classes": ["a", "b"]},
+            "data.classes: there is no such key where data.source is imagenet",
+        ),
+        ({"name": "../up"}, "name: String should match pattern"),
+    ],
+)
+def test_a_mistake_is_one_line_naming_the_key(changes, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(values(**changes))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_as_people_write_them():
+    loaded = config.load(values(bottleneck__alpha=1000, guidance__training__lr="1e-3"))
+    assert loaded.bottleneck.alpha == 1000.0
+    assert loaded.guidance.training.lr == 1e-3
+
+
+def test_a_data_set_that_will_be_downloaded_need_not_be_there():
+    loaded = config.load(values(data__source="voc", data__root="nowhere", data__download=DOWNLOAD))
+    assert step_of(loaded, "fetch").to_dict() == {"archives": [ARCHIVE]}
+
+
+def test_where_an_archive_comes_from_changes_no_step():
+    """Not even a table, which depends on most of the config."""
+    downloads = [DOWNLOAD, DOWNLOAD | {"mirrors": ["here"], "folder": "elsewhere"}]
+    one, other = (config.parse(values(data__source="voc", data__root="x", data__download=d)) for d in downloads)
+    for step, where in [*JOBS, ("fetch", {}), ("table", {"number": 1})]:
+        assert step_of(one, step, **where) == step_of(other, step, **where)
+
+
+JOBS = [
+    ("data", {}),
+    ("index", {}),
+    *[
+        (step, {"model": model, **where})
+        for model in ("resnet", "vgg")
+        for step, where in [
+            ("classifier", {}),
+            ("statistics", {}),
+            ("bottleneck", {}),
+            ("guide", {"variant": "guided"}),
+            ("guide", {"variant": "control"}),
+            ("maps", {"variant": "pretrained", "group": "rise"}),
+            ("maps", {"variant": "pretrained", "group": "single_pass"}),
+            ("maps", {"variant": "pretrained", "group": "bottleneck"}),
+            ("scores", {"variant": "pretrained"}),
+            ("effect", {}),
+            ("deletion", {}),
+        ]
+    ],
+]
+
+
+def changed(**changes):
+    """Steps whose settings differ after the change, as short names."""
+    before, after = config.parse(values()), config.parse(values(**changes))
+    return {
+        "/".join([step, *where.values()])
+        for step, where in JOBS
+        if step_of(before, step, **where).to_json() != step_of(after, step, **where).to_json()
+    }
+
+
+def both(*steps):
+    return {f"{step}/{model}{rest}" for step, rest in steps for model in ("resnet", "vgg")}
+
+
+def test_settings_change_with_what_they_depend_on_and_nothing_else():
+    assert changed(methods__rise__masks=7) == both(("maps", "/pretrained/rise"))
+    assert changed(suppression__r=0.2) == both(("guide", "/guided"), ("effect", ""), ("deletion", ""))
+    assert changed(bottleneck__alpha=5) == both(("bottleneck", ""), ("maps", "/pretrained/bottleneck"))
+    assert changed(metrics__miou__top=0.3) == both(("scores", "/pretrained"))
+    assert changed(guidance__step_size=0.5) == both(("guide", "/guided"))
+    assert changed(guidance__training__epochs=9) == both(("guide", "/guided"), ("guide", "/control"))
+    assert changed(models__vgg__override={"guidance": {"mu": 1}}) == {"guide/vgg/guided"}
+    # Neither the machine nor the batch shows in a result.
+    assert changed(device="cpu", threads=4, batch_size=7) == set()
+    # 96 images in one piece or in two.
+    cut = {"/".join([step, *where.values()]) for step, where in JOBS if step in ("maps", "scores", "deletion")}
+    assert changed(shard_size=48) == cut
+    assert changed(shard_size=96) == set()
+
+
+def test_a_new_seed_changes_every_step_that_draws():
+    assert {"data", "index", "classifier/resnet", "bottleneck/vgg", "maps/resnet/pretrained/rise"} <= changed(seed=1)
+
+
+def test_override_is_merged_for_its_model_alone():
+    loaded = config.load(values(models__vgg__override={"methods": {"rise": {"masks": 3}}, "guidance": {"mu": 1}}))
+    made_with = step_of(loaded, "maps", model="vgg", variant="guided", group="rise").to_dict()
+    assert made_with["methods"]["rise"]["masks"] == 3
+    assert loaded.for_model("vgg").guidance.mu == 1.0
+    assert loaded.for_model("resnet").guidance.mu == 2.0
+    assert loaded.for_model("vgg").guidance.step_size == loaded.guidance.step_size
+
+
+def test_every_evaluation_is_listed_once():
+    evaluations = config.load(values()).evaluations()
+    assert len(evaluations) == len(set(evaluations)) == 7 + 3 + 1 + 7 + 3
+
+
+def test_what_a_network_cannot_be_built_with_is_said_before_any_job():
+    for changes, message in [
+        (
+            {"models__resnet__options": {"widht": 2}},
+            "models.resnet.options: _resnet_small() got an unexpected keyword argument 'widht'",
+        ),
+        ({"models__resnet__weights": "imagenet"}, "models.resnet.weights: resnet_small has no ImageNet weights"),
+        ({"models": {"tables": {"arch": "vgg_small"}}}, "models: 'tables' is a folder of the results"),
+        ({"metrics__kept__top": 1.0}, "metrics.kept.top: Input should be less than 1"),
+        ({"bottleneck__gamma": float("nan")}, "bottleneck.gamma: Input should be a finite number"),
+    ]:
+        with pytest.raises(config.ConfigError) as error:
+            config.load(values(**changes))
+        assert str(error.value).startswith(message)
+
+
+def test_imagenet_has_the_published_settings_of_every_method():
+    """By the papers' own figures; what they do not say has the defaults, which are tested against reference code."""
+    loaded = config.parse(yaml.safe_load(IMAGENET.read_text()))
+    assert set(loaded.methods) == set(values()["methods"])
+    methods = {
+        model: {name: attribution.get(name, **loaded.for_model(model).methods[name]) for name in loaded.methods}
+        for model in loaded.models
+    }
+    assert [loaded.models[m].arch for m in methods] == ["resnet50", "vgg16"]
+    assert [of["rise"].masks for of in methods.values()] == [8000, 4000]
+    for of in methods.values():
+        assert (of["rise"].cells, of["rise"].p) == (7, 0.5)
+        ep = of["extremal_perturbation"]
+        assert (tuple(ep.areas), ep.iterations, ep.lr, ep.weight, ep.growth) == ((0.1,), 800, 0.01, 300, 1.0035)
+        assert (ep.grid_spacing, ep.sigma, ep.levels) == (7, 21, 8)
+        assert of["integrated_gradients"].steps == 50
+        assert of["score_cam"].weight == "increase"
+    ib, guidance = loaded.bottleneck, loaded.guidance
+    assert (ib.alpha, ib.gamma, ib.sigma, guidance.mu) == (1000, 5, 1, 2)
+    assert (loaded.suppression.r, loaded.suppression.beta) == (0.35, 1)
+    assert {model.image_size for model in loaded.models.values()} == {224}
+    assert loaded.classifier.epochs == 0
+    assert not loaded.data.multilabel
+
+
+def test_imagenet_is_read_with_its_own_settings_alone():
+    tree = values(data__source="imagenet", data__root="somewhere", data__test_per_class=3)
+    expected = {"source": "imagenet", "held_out": 0.166667, "train_per_class": 10, "test_per_class": 3}
+    assert step_of(config.parse(tree), "index").to_dict() == {"seed": 0, "data": expected}

@@ -1,0 +1,59 @@
+"""The notes under a table say which form of each metric and which guidance a run used."""
+
+import pytest
+import yaml
+from score_rows import ROOT
+
+from ibsgl import config
+from ibsgl.reporting.notes import method_notes
+
+CONFIG = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_notes_of_a_default_run():
+    assert method_notes(config.load(CONFIG), "resnet") == [
+        "Network: resnet_small. The published baseline values are of TorchRay's networks.",
+        "Region: the class's boxes, difficult objects: keep. mIoU: the top 0.2 of the pixels, strictly above the quantile. "
+        "Bbox: strictly above the N-th value.",
+        "AD and AI: the top 0.15 of the pixels kept, the rest black; relative drop.",
+        "Guidance: feature, 5 relative step(s) of 0.05, D_KL softmax, mean over channels, 2 epochs of sgd at 0.001; "
+        "suppression always; bottleneck reduction mean.",
+    ]
+
+
+def test_every_form_has_a_note():
+    changed = config.merge(
+        CONFIG,
+        {
+            "metrics": {
+                "region": "segmentation",
+                "miou": {"mode": "value"},
+                "bbox": {"ties": "index"},
+                "kept": {"mode": "scale", "fill": "mean"},
+                "average_drop": {"form": "absolute"},
+            },
+            "guidance": {"step_unit": "absolute"},
+            "models": {"resnet": {"override": {"suppression": {"when": "never"}}}},
+        },
+    )
+    _, region, faithfulness, guidance = method_notes(config.load(changed), "resnet")
+    assert region.startswith("Region: the class's segmentation, ")
+    assert region.endswith("mIoU: values above half of the map's range. Bbox: exactly N pixels, ties by index.")
+    assert faithfulness == "AD and AI: the image times the map scaled to [0, 1], on mean; absolute drop."
+    assert "5 absolute step(s)" in guidance
+    assert "suppression never" in guidance
+
+
+@pytest.mark.parametrize(
+    ("model", "description"),
+    [
+        ({"arch": "resnet50"}, "torchvision's resnet50"),
+        ({"arch": "vgg16", "source": "torchray"}, "TorchRay's vgg16"),
+    ],
+)
+def test_the_network_is_named_with_its_source(model, description):
+    # Without the checks: neither weights nor classes are there.
+    loaded = config.parse(CONFIG | {"models": {"first": model}})
+    assert method_notes(loaded, "first")[0] == (
+        f"Network: {description}. The published baseline values are of TorchRay's networks."
+    )

@@ -1,0 +1,77 @@
+"""Files are whole or not there, and equal content gives equal files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ibsgl.files import save_tensors, write_json, written
+from ibsgl.networks import build_network
+from ibsgl.networks.weights import digest_state
+from ibsgl.provenance import digest_file
+
+
+def testwritten_replaces_the_file_at_the_end_and_not_before(tmp_path):
+    out = tmp_path / "new" / "out.npz"
+    with written(out) as temporary:
+        # NumPy appends the suffix that a name does not have.
+        assert temporary.suffix == out.suffix
+        np.savez(temporary, a=[1])
+        assert not out.exists()
+    assert np.load(out)["a"] == 1
+    with written(out) as temporary:
+        np.savez(temporary, a=[2])
+        assert np.load(out)["a"] == 1
+    assert np.load(out)["a"] == 2
+    assert list(out.parent.iterdir()) == [out]
+    assert out.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def testwritten_leaves_nothing_behind_when_the_block_fails(tmp_path, error):
+    out = tmp_path / "out.csv"
+    out.write_text("before")
+
+    def fail():
+        with written(out) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_text() == "before"
+
+
+def test_json_is_written_whole(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"α": [1, 2.5]})
+    assert json.loads((tmp_path / "a" / "b.json").read_text(encoding="utf-8")) == {"α": [1, 2.5]}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "b.json", {"x": object()})
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_equal_tensors_saved_twice_are_equal_files(tmp_path):
+    state = build_network("vgg_small", 3, width=2).state_dict()
+    for name in ("one.pt", "another.pt"):
+        save_tensors(tmp_path / name, state)
+    assert digest_file(tmp_path / "one.pt") == digest_file(tmp_path / "another.pt")
+    loaded = torch.load(tmp_path / "one.pt", weights_only=True)
+    assert digest_state(loaded) == digest_state(state)
+
+
+def test_a_digest_of_weights_is_of_names_types_shapes_and_values():
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
+    assert digest_state(state) == digest_state(dict(reversed(state.items())))
+    strided = {"a": torch.arange(6.0).view(2, 3).t().contiguous().t(), "b": torch.tensor(1)}
+    assert not strided["a"].is_contiguous()
+    assert digest_state(state) == digest_state(strided)
+    for other in (
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"].view(3, 2), "b": state["b"]},
+        {"a": state["a"].double(), "b": state["b"]},
+        {"a": state["a"] + 1, "b": state["b"]},
+        {"a": state["a"]},
+    ):
+        assert digest_state(state) != digest_state(other)

@@ -1,0 +1,139 @@
+"""The digest of code: what changes it, what does not, and that it follows imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ibsgl.config.steps import STEPS
+from ibsgl.source_code import imported_modules, source_digest
+
+SOURCE = '''"""Doc."""
+import missing_package
+
+
+def f(x):
+    """Doc."""
+    # a comment
+    return x + 1
+
+
+class A:
+    """Doc."""
+'''
+REFORMATTED = """import missing_package
+def f( x ):
+    return (x
+            + 1)
+class A:
+    'Another.'
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """``planted`` with the modules ``planted.one`` and ``planted.sub.two``; importing any of them fails."""
+    root = tmp_path / "planted"
+    (root / "sub").mkdir(parents=True)
+    for file in ("__init__.py", "one.py", "sub/__init__.py", "sub/two.py"):
+        (root / file).write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return root
+
+
+def test_layout_comments_and_docstrings_do_not_change_the_digest(package):
+    before = source_digest("planted.one")
+    (package / "one.py").write_text(REFORMATTED)
+    assert source_digest("planted.one") == before
+    assert "planted" not in sys.modules
+
+
+@pytest.mark.parametrize(("old", "new"), [("x + 1", "x + 2"), ("x + 1", "x - 1"), ("def f", "def g"), ("(x)", "(x=1)")])
+def test_an_edit_changes_the_digest(package, old, new):
+    before = source_digest("planted.one")
+    (package / "one.py").write_text(SOURCE.replace(old, new))
+    assert source_digest("planted.one") != before
+
+
+def test_a_package_stands_for_all_below_it_and_only_that(package):
+    whole, sub, one = source_digest("planted"), source_digest("planted.sub"), source_digest("planted.one")
+    (package / "sub" / "two.py").write_text(SOURCE.replace("1", "2"))
+    assert source_digest("planted") != whole
+    assert source_digest("planted.sub") != sub
+    assert source_digest("planted.one") == one
+    with_new_file = source_digest("planted")
+    (package / "three.py").write_text("")
+    assert source_digest("planted") != with_new_file
+
+
+def test_digest_depends_on_neither_order_nor_place(package, tmp_path_factory, monkeypatch):
+    before = source_digest("planted.one", "planted.sub")
+    assert source_digest("planted.sub", "planted.one", "planted.one") == before
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    package.rename(elsewhere / "planted")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert source_digest("planted.one", "planted.sub") == before
+
+
+@pytest.mark.parametrize("name", ["planted.four", "planted.one.deeper", "not_there_at_all"])
+def test_unknown_module_is_named(package, name):
+    with pytest.raises(ModuleNotFoundError, match=name):
+        source_digest(name)
+
+
+def test_digests_of_this_project_import_no_torch():
+    code = (
+        "import sys; from ibsgl.source_code import source_digest\n"
+        "source_digest('ibsgl.metrics', 'ibsgl.data.sources.voc', 'ibsgl.networks', 'baselines.gradcam')\n"
+        "print(sorted({'torch', 'mlflow', 'snakemake', 'ibsgl.data', 'baselines'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """``chain.a`` imports ``chain.b`` which imports ``chain.sub.c``; ``chain.d`` is imported for types only."""
+    root = tmp_path / "chain"
+    (root / "sub").mkdir(parents=True)
+    files = {
+        "__init__.py": "from chain.d import z\n",
+        "a.py": "import missing\nfrom chain.b import y\nif TYPE_CHECKING:\n    import chain.d\n",
+        "b.py": "def y():\n    from .sub import c\n    return c.x\n",
+        "sub/__init__.py": "",
+        "sub/c.py": "x = 1\n",
+        "d.py": "z = 1\n",
+        "e.py": "from chain import z\n",
+    }
+    for name, text in files.items():
+        (root / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return root
+
+
+def test_imports_are_followed_within_the_package(chain):
+    assert list(imported_modules("chain.a")) == ["chain.a", "chain.b", "chain.sub.c"]
+    before = source_digest("chain.a")
+    (chain / "d.py").write_text("z = 2\n")
+    assert source_digest("chain.a") == before
+    (chain / "sub" / "c.py").write_text("x = 2\n")
+    assert source_digest("chain.a") != before
+
+
+def test_a_packages_init_counts_where_it_is_imported_by_name(chain):
+    assert list(imported_modules("chain.e")) == ["chain", "chain.d", "chain.e"]
+
+
+def test_every_step_names_modules_that_exist_and_covers_what_it_imports():
+    for step in STEPS.values():
+        for module in step.entry:
+            assert module in imported_modules(module) or any(
+                name.startswith(module) for name in imported_modules(module)
+            )
+    training = imported_modules(*STEPS["classifier"].entry)
+    # The classifier does not depend on guidance, and guided training depends on all of the paper.
+    assert not {"ibsgl.guidance.algorithm", "ibsgl.bottleneck", "ibsgl.maps"} & training.keys()
+    guided = imported_modules(*STEPS["guide"].entry)
+    assert guided.keys() >= {
+        *("ibsgl.guidance.algorithm", "ibsgl.guidance.localization", "ibsgl.bottleneck", "ibsgl.saliency"),
+        *("ibsgl.suppression", "ibsgl.networks.gradients", "ibsgl.training.epochs", "ibsgl.randomness"),
+    }

@@ -1,0 +1,175 @@
+"""The graph's promises: nothing is made twice, a change re-runs what depends on it alone, and a killed run ends the same.
+
+The whole graph runs once, in a folder of its own, and is killed once on the way. All other tests are dry runs after it.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from PIL import Image
+from workspaces import (
+    EVERYTHING,
+    GUIDED,
+    MAPS,
+    SNAKEMAKE,
+    TABLES,
+    by_hand,
+    configured,
+    environment,
+    maps,
+    of,
+    scores,
+    workspace,
+)
+
+from ibsgl.reporting.tables import NOT_RUN
+from ibsgl.training.variants import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def killed_and_restarted(tmp_path_factory):
+    """The folder of a run that was killed with all its jobs in the middle of guided training, and started again."""
+    folder = workspace(tmp_path_factory.mktemp("run") / "clone")
+    command = [SNAKEMAKE, "--configfile", configured(folder, "minimal")]
+    with (folder / "first.txt").open("w") as output:
+        run = subprocess.Popen(
+            command, cwd=folder, env=environment(), start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while not list(folder.glob("results/minimal/resnet/guided*")):
+                assert run.poll() is None, (folder / "first.txt").read_text()
+                time.sleep(0.01)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+    assert not list(folder.glob("results/minimal/tables/table*.csv"))
+    again = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    return folder
+
+
+def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
+    assert dry_run(killed_and_restarted, "minimal.yaml")[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"methods__rise__masks": 9},
+            {
+                *maps("pretrained", "rise"),
+                *maps("guided", "rise"),
+                *scores("pretrained", "guided"),
+                *TABLES,
+            },
+        ),
+        # r is in L_SS, which guides, and marks the region of the deletion curves.
+        ({"suppression__r": 0.2}, GUIDED),
+        (
+            {"bottleneck__alpha": 5.0},
+            {"bottleneck resnet", *maps("pretrained", "bottleneck"), *scores("pretrained"), *GUIDED},
+        ),
+        ({"seed": 1}, EVERYTHING),
+        ({"metrics__miou__top": 0.3}, scores(*VARIANTS) | TABLES),
+        ({"batch_size": 3, "threads": 2, "device": "cuda"}, set()),
+        (
+            {"shard_size": 3},
+            {
+                *(job[:-1] + shard for variant in VARIANTS for job in maps(variant) for shard in "01"),
+                *(f"scores resnet/{variant}/{shard}" for variant in VARIANTS for shard in "01"),
+                *of("evaluation", *VARIANTS),
+                *(f"deletion resnet/{shard}" for shard in "01"),
+                *TABLES,
+                "figure4",
+            },
+        ),
+    ],
+    ids=["masks", "r", "alpha", "seed", "miou", "machine", "shards"],
+)
+def test_a_change_reruns_exactly_what_depends_on_it(dry_run, killed_and_restarted, request, changes, expected):
+    configfile = configured(killed_and_restarted, request.node.callspec.id, **changes)
+    assert dry_run(killed_and_restarted, configfile)[0] == expected
+
+
+def test_tables_equal_those_of_the_same_commands_run_by_hand_without_a_break(
+    dry_run, fork, killed_and_restarted, tmp_path
+):
+    """And in two pieces, where the workflow's run had its test images in one."""
+    folder = workspace(tmp_path / "clone")
+    _, output = dry_run(folder, configured(folder, "minimal", shard_size=3))
+    # Listed in an order in which every file is made before it is read.
+    commands = [shlex.split(line) for line in re.findall(r"^Shell command: (ibsgl .*)$", output, re.M)]
+    assert len(commands) > len(EVERYTHING)
+    for command in commands:
+        assert command[-2] == "2>"
+    fork(by_hand, folder, [command[1:-2] for command in commands])
+    results = folder / "results" / "minimal"
+    made = sorted(path.relative_to(results) for path in results.glob("*/*") if path.suffix in (".csv", ".md", ".tex"))
+    assert [path.name for path in made] == [
+        "figure4.csv",
+        "classification_resnet.csv",
+        "guidance_resnet.csv",
+        "guidance_resnet.md",
+        *(f"table{number}.{kind}" for number in (1, 3) for kind in ("csv", "md", "tex")),
+    ]
+    for path in made:
+        assert (results / path).read_bytes() == (killed_and_restarted / "results" / "minimal" / path).read_bytes(), path
+
+
+def test_tables_and_figures_are_there_and_parse(killed_and_restarted):
+    results = killed_and_restarted / "results" / "minimal"
+    for number, metrics in ((1, {"ebpg", "miou", "bbox"}), (3, {"average_drop", "average_increase"})):
+        table = pd.read_csv(results / "tables" / f"table{number}.csv")
+        assert set(table["metric"]) == metrics
+        ran = table[table["value"] != NOT_RUN]
+        assert set(zip(ran["variant"], ran["method"], strict=True)) == {
+            (variant, method) for variant in VARIANTS for method in MAPS[variant]
+        }
+        numbers = ran[["value", "low", "high"]].astype(float)
+        assert ((numbers["low"] <= numbers["value"]) & (numbers["value"] <= numbers["high"])).all()
+        assert numbers.to_numpy().min() >= 0
+        assert numbers.to_numpy().max() <= 100
+        assert r"\begin{tabular}" in (results / "tables" / f"table{number}.tex").read_text()
+        assert "RISE" in (results / "tables" / f"table{number}.md").read_text()
+    for number in (2, 3, 4):
+        figure = results / "figures" / f"figure{number}.png"
+        with Image.open(figure) as image:
+            image.load()
+            assert round(image.info["dpi"][0]) == 200
+        assert figure.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_restarted):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{killed_and_restarted}/mlflow.db")
+    experiment = client.get_experiment_by_name("minimal")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {run.info.run_id: run for run in runs if run.data.tags["ibsgl.kind"] == "invocation"}
+    assert sorted(run.info.status for run in parents.values()) == ["FINISHED", "KILLED"]
+    children = [run for run in runs if run.info.run_id not in parents and "ibsgl.superseded" not in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
+    assert sorted((run.data.tags["ibsgl.kind"], run.data.tags["ibsgl.result_id"]) for run in children) == sorted(
+        [
+            *(("training", f"resnet/{name}") for name in ("classifier", "control", "guided")),
+            *(("evaluation", f"resnet/{variant}/{method}") for variant in VARIANTS for method in MAPS[variant]),
+            *(("table", name) for name in ("table1", "table3", "resnet/effect")),
+            *(("figure", f"figure{number}") for number in (2, 3, 4)),
+        ]
+    )
+    assert {run.info.status for run in children} == {"FINISHED"}
+    (table,) = (run for run in children if run.data.tags["ibsgl.result_id"] == "table1")
+    assert {file.path for file in client.list_artifacts(table.info.run_id, "tables")} == {
+        f"tables/table1.{kind}" for kind in ("csv", "md", "tex")
+    }
+    (guided,) = (run for run in children if run.data.tags["ibsgl.result_id"] == "resnet/guided")
+    epochs = client.get_metric_history(guided.info.run_id, next(k for k in guided.data.metrics if "test" not in k))
+    assert [metric.step for metric in sorted(epochs, key=lambda metric: metric.step)] == [1, 2]

@@ -1,0 +1,132 @@
+"""Folders like a clone without results, and Snakemake and the commands called in them."""
+
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import yaml
+
+from ibsgl.training.variants import VARIANTS
+
+ROOT = Path(__file__).parents[2]
+
+
+MINIMAL = ROOT / "tests" / "configs" / "minimal.yaml"
+
+
+TINY = ROOT / "tests" / "configs" / "tiny.yaml"
+
+
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+
+
+# Variables of whoever runs the tests that would change what a workflow does.
+FOREIGN = ("MLFLOW_TRACKING_URI", "SNAKEMAKE_PROFILE", "SNAKEMAKE_OUTPUT_CACHE", "IBSGL_GPU")
+
+
+MAPS = {
+    "pretrained": ("rise", "gradient", "bottleneck", "center", "random", "oracle"),
+    "control": ("gradient",),
+    "guided": ("gradient", "rise"),
+}
+
+
+TABLES = {"table 1", "table 3"}
+
+
+FIGURES = {"figure 2", "figure 3", "figure4"}
+
+
+SINGLE_PASS = {"gradient", "gradcam", "center", "random", "oracle"}
+
+
+def maps(variant, *methods):
+    groups = {"single_pass" if method in SINGLE_PASS else method for method in methods or MAPS[variant]}
+    return {f"maps resnet/{variant}/{group}/0" for group in groups}
+
+
+def of(rule, *variants):
+    return {f"{rule} resnet/{variant}" for variant in variants}
+
+
+def scores(*variants):
+    return of("evaluation", *variants) | {f"scores resnet/{variant}/0" for variant in variants}
+
+
+# What follows from another guided network, tables and figures included.
+GUIDED = {
+    *of("guide", "guided"),
+    "effect resnet",
+    *maps("guided"),
+    *scores("guided"),
+    "deletion resnet/0",
+    *TABLES,
+    *FIGURES,
+}
+
+
+EVERYTHING = {
+    *("data", "index", "classifier resnet", "statistics resnet/pretrained", "bottleneck resnet"),
+    *of("guide", "control"),
+    *(job for variant in VARIANTS for job in maps(variant)),
+    *scores(*VARIANTS),
+    *GUIDED,
+}
+
+
+def workspace(folder):
+    """``folder`` as a clone of the repository without results."""
+    (folder / "results").mkdir(parents=True)
+    for name in ("Snakefile", "workflow", "config", "profiles", "environment.yml", "results/published"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def environment():
+    return {key: value for key, value in os.environ.items() if key not in FOREIGN}
+
+
+def configured(folder, name, source=MINIMAL, **changes):
+    """A copy of ``source`` in ``folder`` with changes given as dotted keys (``__`` for the dot); its name."""
+    tree = yaml.safe_load(source.read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return f"{name}.yaml"
+
+
+def snakemake(folder, arguments):
+    """Exit status and output of Snakemake in this process, which does nothing else."""
+    from snakemake import cli
+
+    os.chdir(folder)
+    for variable in FOREIGN:
+        os.environ.pop(variable, None)
+    sys.argv = [str(SNAKEMAKE), *arguments]
+    output = StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        try:
+            cli.main(arguments)
+        except SystemExit as end:
+            return end.code, output.getvalue()
+    raise AssertionError("snakemake.cli.main returned")
+
+
+def by_hand(folder, commands):
+    """Run ``ibsgl`` commands one after the other in this process."""
+    import torch
+
+    from ibsgl.cli import app
+
+    os.chdir(folder)
+    # As Snakemake starts a job with one thread; more of them add numbers in another order.
+    torch.set_num_threads(1)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        for command in commands:
+            app(command, standalone_mode=False)
