@@ -1,1 +1,1 @@
-"""The seven methods that the paper compares with, one file each. They are found by the entry points ``ibsgl.attributions``."""
+"""The paper's seven competitors, one file each. They are found through the entry-point group ``ibsgl.attributions``."""
