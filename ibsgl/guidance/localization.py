@@ -38,7 +38,7 @@ def saliency_cross_entropy(l_c: torch.Tensor, l_ib: torch.Tensor, form: str = "d
 
     Returns:
         (B,) nats, ≥ 0. With ``distribution``, an L^c that is zero everywhere has the largest possible value, so an empty map is
-        never the best. An L^ib that is zero everywhere gives 0.
+        never the best, and an L^ib that is zero everywhere gives 0.
 
     Raises:
         ValueError: ``form`` is unknown.

@@ -19,8 +19,11 @@ def _find() -> dict[str, type[Metric]]:
     for module in pkgutil.iter_modules(__path__):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Metric) and value is not Metric:
+                for name in ("key", "label", "higher_is_better", "table"):
+                    if not hasattr(value, name):
+                        raise TypeError(f"{value.__module__}.{value.__name__}: give the class attribute {name!r}")
                 found[value.key] = value
-    return found
+    return dict(sorted(found.items(), key=lambda item: not item[1].in_paper))
 
 
 METRICS: dict[str, type[Metric]] = _find()

@@ -41,6 +41,7 @@ class Metric(Settings, ABC):
         higher_is_better: whether the best value is the highest.
         table: ``localization`` (Tables 1 and 2) or ``faithfulness`` (Tables 3 and 4).
         range: the lowest and the highest value.
+        in_paper: whether the paper's tables have it. These come first in ours.
     """
 
     key: ClassVar[str]
@@ -48,6 +49,7 @@ class Metric(Settings, ABC):
     higher_is_better: ClassVar[bool]
     table: ClassVar[Literal["localization", "faithfulness"]]
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    in_paper: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> torch.Tensor:

@@ -99,6 +99,7 @@ class AverageDrop(Metric):
     label: ClassVar[str] = "AD(%)"
     higher_is_better: ClassVar[bool] = False
     table: ClassVar[Literal["localization", "faithfulness"]] = "faithfulness"
+    in_paper: ClassVar[bool] = True
 
     form: Literal["relative", "absolute"] = Field(
         "relative", description="drop as a share of the whole image's score, or as a difference"
@@ -116,6 +117,7 @@ class AverageIncrease(Metric):
     label: ClassVar[str] = "AI(%)"
     higher_is_better: ClassVar[bool] = True
     table: ClassVar[Literal["localization", "faithfulness"]] = "faithfulness"
+    in_paper: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """(B,) 0 or 1."""

@@ -123,6 +123,7 @@ class EBPG(Metric):
     label: ClassVar[str] = "EBPG"
     higher_is_better: ClassVar[bool] = True
     table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+    in_paper: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """(B,) in [0, 1]."""
@@ -136,6 +137,7 @@ class MIoU(Metric):
     label: ClassVar[str] = "mIoU"
     higher_is_better: ClassVar[bool] = True
     table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+    in_paper: ClassVar[bool] = True
 
     mode: Literal["quantile", "value"] = Field(
         "quantile", description="threshold: a quantile of the map, or (`value`) the middle of its range"
@@ -154,6 +156,7 @@ class Bbox(Metric):
     label: ClassVar[str] = "Bbox"
     higher_is_better: ClassVar[bool] = True
     table: ClassVar[Literal["localization", "faithfulness"]] = "localization"
+    in_paper: ClassVar[bool] = True
 
     ties: Literal["strict", "index"] = Field(
         "strict",

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from ibsgl.metrics import METRICS
 from ibsgl.metrics.deletion import area_under, deletion_curve
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
@@ -153,14 +152,3 @@ def test_refusals():
         deletion_curve(net, images, targets, saliency, repeats=0)
     with pytest.raises(ValueError, match="3 points"):
         area_under(torch.zeros(3), (0, 1))
-
-
-def test_every_metric_carries_its_facts():
-    facts = {key: (metric.label, metric.higher_is_better, metric.table) for key, metric in METRICS.items()}
-    assert facts == {
-        "ebpg": ("EBPG", True, "localization"),
-        "miou": ("mIoU", True, "localization"),
-        "bbox": ("Bbox", True, "localization"),
-        "average_drop": ("AD(%)", False, "faithfulness"),
-        "average_increase": ("AI(%)", True, "faithfulness"),
-    }

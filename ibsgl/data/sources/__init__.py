@@ -19,7 +19,12 @@ def _find() -> dict[str, type[DataSource]]:
     for module in pkgutil.iter_modules(__path__):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, DataSource) and value is not DataSource:
-                found[value.model_fields["source"].default] = value
+                name = value.model_fields["source"].default
+                if not isinstance(name, str):
+                    raise TypeError(
+                        f"{value.__module__}.{value.__name__}: give its name, like source: Literal['mine'] = 'mine'"
+                    )
+                found[name] = value
     return found
 
 
