@@ -19,8 +19,9 @@ from ibsgl.networks.split import SplitNetwork
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: a run on several cores ends when its last file ends."""
-    items.sort(key=lambda item: item.path.name != "test_graph.py")
+    """The longest files first: a run on several cores ends when its last file ends."""
+    first = ("test_graph.py", "test_reproduction.py", "test_rules.py")
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 def _stir(network: SplitNetwork) -> SplitNetwork:
