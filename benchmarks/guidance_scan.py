@@ -32,9 +32,8 @@ from ibsgl.inference import predict
 from ibsgl.metrics.classification import accuracy
 from ibsgl.networks import SplitNetwork
 from ibsgl.precompute import bottleneck_maps, feature_statistics
-from ibsgl.randomness import derive_seed
 from ibsgl.reporting.statistics import paired_interval
-from ibsgl.training.classifier import train_classifier
+from ibsgl.training.classifier import starting_network, train_classifier
 from ibsgl.training.guided import train_guided
 from ibsgl.training.settings import TrainingSettings
 
@@ -55,8 +54,13 @@ class Start:
 
 def train_start(settings: Config, model: str, data: ImageDataset) -> Start:
     """The trained classifier of the network ``model``, and its L^ib of the training and the held-out pairs."""
-    torch.manual_seed(derive_seed(settings.seed, model, "initialisation"))
-    network = settings.network(model).build(len(data.index.class_names))
+    network = starting_network(
+        settings.network(model),
+        data.index.class_names,
+        model=model,
+        seed=settings.seed,
+        epochs=settings.classifier.epochs,
+    )
     with tempfile.TemporaryDirectory() as folder:
         train_classifier(
             network,
@@ -120,7 +124,7 @@ def train(
             digest="",
         )
     losses, predictions = guidance_effect(
-        {"control" if guidance is None else "guided": network},
+        [("control" if guidance is None else "guided", network)],
         data,
         start.l_ib["held_out"],
         r=settings.suppression.r,

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ibsgl.metrics.classification import classification_metrics
 from ibsgl.networks.chunks import in_pieces
 from ibsgl.networks.split import SplitNetwork, autocast
 
@@ -40,16 +39,3 @@ def predict(
             for _, images in data.batches(data.ids(split), batch_size)
         ]
     return torch.cat(logits)
-
-
-def classification_scores(
-    network: SplitNetwork, data: ImageDataset, split: str, batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """How well ``network`` classifies ``split``; see :func:`ibsgl.metrics.classification.classification_metrics`."""
-    return classification_metrics(
-        predict(network, data, split, batch_size, device),
-        data.labels(split),
-        data.index.class_names,
-        multilabel=network.multilabel,
-        ignored=data.difficult(split),
-    )

@@ -42,7 +42,8 @@ def _saliency(
         # New generators in every call, so that a piece that is run again gets the same draws.
         generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"][part]]
         if "statistics" in method.requires:
-            assert statistics is not None, f"{name} needs feature statistics"
+            if statistics is None:
+                raise ValueError(f"{name} needs feature statistics; give --statistics")
             context["statistics"] = statistics
         if "region" in method.requires:
             context["region"] = data.regions(rows[part]).to(images.device)

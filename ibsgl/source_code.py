@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # These modules write files, messages and records. They do not change the values of a result.
-_NO_VALUES = frozenset({"ibsgl.devices", "ibsgl.errors", "ibsgl.files", "ibsgl.provenance", "ibsgl.source_code"})
+_NO_VALUES = frozenset(
+    f"ibsgl.{name}" for name in ("data.download", "devices", "errors", "files", "provenance", "source_code")
+)
 
 
 def source_digest(*modules: str) -> str:
@@ -120,6 +122,9 @@ class _Code:
                     and isinstance(first.value.value, str)
                 ):
                     del node.body[0]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
+                # The text of a config key is documentation, like a docstring.
+                node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
         self.digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
@@ -130,7 +135,9 @@ def _import_statements(node: ast.AST) -> Iterator[tuple[int, str, str]]:
             yield from ((0, alias.name, "") for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             yield from ((child.level, child.module or "", alias.name) for alias in child.names)
-        elif not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            yield from _import_statements(ast.Module(child.orelse, []))
+        else:
             yield from _import_statements(child)
 
 

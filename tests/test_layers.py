@@ -24,8 +24,10 @@ def test_imports_keep_the_layers(tmp_path):
     ("old", "new"),
     [
         # Each change makes imports that exist point upwards, sideways or at what is forbidden.
-        ('  "ibsgl.guidance",\n  "ibsgl.bottleneck | ibsgl.saliency",\n', '  "ibsgl.saliency",\n  "ibsgl.guidance",\n'),
-        ('"ibsgl.inference",\n  "ibsgl.guidance",', '"ibsgl.inference | ibsgl.guidance | ibsgl.metrics",'),
+        ('  "guidance",\n  "bottleneck | saliency",\n', '  "bottleneck | saliency",\n  "guidance",\n'),
+        ('"attribution | metrics",\n  "suppression",', '"suppression",\n  "attribution | metrics",'),
+        # A module without a layer.
+        ('"inference",\n', ""),
         ('forbidden_modules = [\n  "ibsgl.bottleneck",', 'forbidden_modules = [\n  "ibsgl.networks",'),
     ],
 )

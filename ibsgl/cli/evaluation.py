@@ -89,7 +89,7 @@ def scores(
     from ibsgl.data.index import shard
     from ibsgl.evaluation.scoring import score_maps
     from ibsgl.networks.weights import digest_state
-    from ibsgl.reporting.scores import write_scores
+    from ibsgl.reporting.score_files import write_scores
 
     started, step, device = time.time(), parse(Scores, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)

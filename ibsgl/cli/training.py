@@ -19,7 +19,6 @@ from ibsgl.cli.options import (
     Root,
     Settings,
     StatisticsFile,
-    Variant,
     Weights,
     WeightsFiles,
     dataset,
@@ -41,21 +40,18 @@ def classifier(
     records: Records = None,
 ) -> None:
     """Train the network to be explained (equation 2), or with no epochs keep it as it is."""
-    import torch
-
     from ibsgl import provenance
     from ibsgl.config.steps import Classifier
     from ibsgl.files import save_tensors
-    from ibsgl.inference import classification_scores
     from ibsgl.networks.weights import digest_state
-    from ibsgl.randomness import derive_seed
-    from ibsgl.training.classifier import train_classifier
+    from ibsgl.training.classifier import starting_network, train_classifier
+    from ibsgl.training.scores import classification_scores
 
     started, step, device = time.time(), parse(Classifier, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)
-    step.network.family.check_classes(images.index.class_names)
-    torch.manual_seed(derive_seed(step.seed, model, "initialisation"))
-    network = step.network.build(len(images.index.class_names), new_classes=step.training.epochs > 0).to(device)
+    network = starting_network(
+        step.network, images.index.class_names, model=model, seed=step.seed, epochs=step.training.epochs
+    ).to(device)
     start = step.network.weights_file
     checkpoint = out.with_suffix(".checkpoint")
     history = train_classifier(
@@ -147,7 +143,6 @@ def bottleneck(
 @app.command()
 def guide(
     model: ModelName,
-    variant: Variant,
     index_file: IndexFile,
     root: Root,
     weights: Weights,
@@ -164,15 +159,18 @@ def guide(
     from ibsgl import provenance
     from ibsgl.config.steps import Guide
     from ibsgl.files import save_tensors
-    from ibsgl.inference import classification_scores
     from ibsgl.networks.weights import digest_state
     from ibsgl.training.guided import train_guided
+    from ibsgl.training.scores import classification_scores
 
     started, step, device = time.time(), parse(Guide, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)
     network = step.network.build(len(images.index.class_names), weights).to(device)
     before = classification_scores(network, images, "test", step.training.batch_size, device)
     checkpoint = out.with_suffix(".checkpoint")
+    # A file that the settings have no use for must not change the result.
+    bottleneck_file = bottleneck_file if step.guidance and not step.current_bottleneck else None
+    statistics_file = statistics_file if step.current_bottleneck else None
     inputs = [file for file in (weights, bottleneck_file, statistics_file) if file]
     history = train_guided(
         network,
@@ -183,7 +181,7 @@ def guide(
         l_ib=torch.load(bottleneck_file, weights_only=True)["train"] if bottleneck_file else None,
         bottleneck=step.bottleneck,
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
-        name=f"{model} {variant}",
+        name=f"{model} {step.variant}",
         seed=step.seed,
         device=device,
         checkpoint=checkpoint,
@@ -194,7 +192,7 @@ def guide(
     key = next(iter(before))
     write_record(
         records,
-        f"{model}/{variant}",
+        f"{model}/{step.variant}",
         "training",
         step.to_dict(),
         started=started,
@@ -205,7 +203,7 @@ def guide(
         ),
     )
     checkpoint.unlink(missing_ok=True)
-    typer.echo(f"{model} {variant}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")
+    typer.echo(f"{model} {step.variant}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")
 
 
 @app.command()
@@ -240,7 +238,7 @@ def effect(
     images = dataset(index_file, root, step.network.image_size)
     names = images.index.class_names
     losses, predictions = guidance_effect(
-        {file.stem: step.network.build(len(names), file).to(device) for file in weights},
+        ((file.stem, step.network.build(len(names), file).to(device)) for file in weights),
         images,
         torch.load(bottleneck_file, weights_only=True)["held_out"],
         r=step.r,

@@ -231,6 +231,8 @@ def describe(error: ValidationError, where: str = "") -> str:
     elif first["type"] == "union_tag_invalid":
         path.append("source")
         reason = f"there is no source {first['ctx']['tag']!r}; take one of {', '.join(SOURCES)}"
+    elif first["type"] == "union_tag_not_found":
+        reason = f"this is a section with keys of its own, such as source: {DEFAULT} (it is {first['input']!r})"
     elif first["type"] == "model_type":
         reason = f"this is a section with keys of its own (it is {first['input']!r})"
     else:

@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
@@ -141,7 +141,7 @@ class Index(Step):
 class Classifier(_NetworkStep):
     """Training the classifier."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.classifier", "ibsgl.inference")
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.classifier", "ibsgl.training.scores")
     seed: int
     training: ClassifierSettings
 
@@ -175,18 +175,33 @@ class BottleneckMaps(_NetworkStep):
 class Guide(_NetworkStep):
     """Guided training, or its control: then there is no guidance."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.guided", "ibsgl.inference")
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.guided", "ibsgl.training.scores")
     seed: int
+    variant: Literal["guided", "control"]
     training: TrainingSettings
     guidance: GuidanceSettings | None = None
     suppression: SuppressionSettings | None = None
     # Only where L^ib is computed as training goes.
     bottleneck: Bottleneck | None = None
 
+    @model_validator(mode="after")
+    def _settings_of_the_variant(self) -> Self:
+        current = self.guidance is not None and self.guidance.bottleneck_network == "current"
+        wanted = {"guidance": self.variant == "guided", "suppression": self.variant == "guided", "bottleneck": current}
+        for key, needed in wanted.items():
+            if needed != (getattr(self, key) is not None):
+                raise ValueError(f"{key}: {self.variant} {'needs this key' if needed else 'has no such key'}")
+        return self
+
+    @property
+    def current_bottleneck(self) -> bool:
+        """Whether L^ib is that of the network in training, computed as it goes."""
+        return self.bottleneck is not None
+
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         guidance = config.guidance
-        part = {"training": guidance.training.model_dump()}
+        part: dict[str, Any] = {"variant": where["variant"], "training": guidance.training.model_dump()}
         if where["variant"] != "control":
             part |= {
                 "guidance": guidance.model_dump(exclude={"training"}),
@@ -223,7 +238,7 @@ class Maps(_NetworkStep):
 class Scores(_NetworkStep):
     """Scores of all maps of one variant."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.evaluation.scoring", "ibsgl.metrics")
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.evaluation.scoring", "ibsgl.metrics", "ibsgl.reporting.score_files")
     metrics: MetricSettings
     shards: int
 
@@ -324,9 +339,17 @@ class Figure(_FigureStep):
     # Figure 3 shows no L_SS, so it depends on no r.
     r: dict[str, float] | None = None
 
+    @model_validator(mode="after")
+    def _figure_2_needs_r(self) -> Self:
+        if self.number == 2 and (self.r is None or self.r.keys() != self.networks.keys()):
+            raise ValueError("r: Figure 2 needs it for every network")
+        return self
+
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         number = int(where["number"])
+        if number not in (2, 3):
+            raise ConfigError(f"this step draws Figure 2 or 3, not {number}; figure4 draws Figure 4")
         part: dict[str, Any] = {
             "number": number,
             "networks": {model: config.network(model).model_dump() for model in config.models},
@@ -344,7 +367,7 @@ class Figure(_FigureStep):
 class Figure4(_FigureStep):
     """Figure 4, from deletion curves that are computed already."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.figures",)
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.figures", "ibsgl.reporting.formats")
     r: dict[str, float]
     deletion: DeletionSettings
     resamples: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -61,7 +61,7 @@ def _measure(
 
 
 def guidance_effect(
-    networks: Mapping[str, SplitNetwork],
+    networks: Iterable[tuple[str, SplitNetwork]],
     data: ImageDataset,
     l_ib: torch.Tensor,
     *,
@@ -73,7 +73,7 @@ def guidance_effect(
     """The losses of Eq. 10 and the predictions of every variant, on images that no variant was trained on.
 
     Args:
-        networks: by variant, on ``device``.
+        networks: each variant's name and network on ``device``. A generator holds one network in memory at a time.
         data: at the networks' input size.
         l_ib: (N,h,w) of the held-out pairs, in the order of the index.
         r: fraction of the pixels in Mask_r (Eq. 1).
@@ -86,11 +86,17 @@ def guidance_effect(
         ``image_id``, ``class_name``, ``l_ce`` = L_CE(L^c, L^ib) in nats, and ``l_ss`` = L_SS. The predictions have one row per
         test image: ``image_id``, ``correct``, and one ``logit_<k>`` and ``label_<k>`` per class. Accuracy and mAP follow from
         these.
+
+    Raises:
+        ValueError: two networks have one name.
     """
-    parts = {
-        variant: _measure(network, data, l_ib, r=r, cross_entropy=cross_entropy, batch_size=batch_size, device=device)
-        for variant, network in networks.items()
-    }
+    parts = {}
+    for variant, network in networks:
+        if variant in parts:
+            raise ValueError(f"there are two networks of the variant {variant!r}")
+        parts[variant] = _measure(
+            network, data, l_ib, r=r, cross_entropy=cross_entropy, batch_size=batch_size, device=device
+        )
     losses, predictions = (
         pd.concat([part[place].assign(variant=variant) for variant, part in parts.items()], ignore_index=True)
         for place in (0, 1)

@@ -41,7 +41,8 @@ def training_losses(
     classification = classification_loss(network.head(features), labels, network.multilabel)
     if guidance is None:
         return {"loss": classification, "classification": classification}
-    assert suppression is not None, "guidance needs the settings of suppression"
+    if suppression is None:
+        raise ValueError("guidance needs the settings of suppression")
     reference = l_ib(features)
     present = labels.bool() if network.multilabel else None
     if guidance.mode == "end_to_end":

@@ -14,6 +14,8 @@ from ibsgl.networks.split import SplitNetwork
 def load_factory(arch: str) -> Callable[..., SplitNetwork]:
     """The callable with the name ``package.module:function``. ``ValueError`` names the part that was not found."""
     module_name, _, function = arch.partition(":")
+    if not module_name or not function:
+        raise ValueError(f"arch: {arch!r} is not package.module:function")
     try:
         factory = getattr(importlib.import_module(module_name), function)
     except ModuleNotFoundError as error:

@@ -53,7 +53,8 @@ class NetworkSettings(Settings):
         "newest), a name such as `IMAGENET1K_V1`, or the path of a state dict",
     )
     options: dict[str, Any] = Field(
-        {}, description="further arguments of a small network (`width: 16`) or of the factory"
+        {},
+        description="further arguments of a small network (`width: 16`; `resnet_small` needs at least 8) or of the factory",
     )
     image_size: int = Field(224, ge=16, description="side of the square input, in pixels")
     multilabel: bool = False

@@ -36,10 +36,10 @@ class _BasicBlock(nn.Module):
 
 def _resnet_small(num_classes: int, width: int = 16) -> SplitNetwork:
     """A ResNet with one block per stage. 96×96 images give a feature map of (8·width, 6, 6)."""
-    if width < 8:
+    if not isinstance(width, int) or width < 8:
         # With fewer channels, oneDNN's weight gradient of a 1×1 convolution with stride 2 writes beyond its memory (torch
         # 2.15, CPUs with AVX2 and without AVX-512).
-        raise ValueError(f"width must be at least 8, not {width}")
+        raise ValueError(f"width must be an integer of at least 8, not {width!r}")
     w = width
     stem = nn.Sequential(
         _conv_bn_relu(3, w, 2),
@@ -91,7 +91,8 @@ class SmallFamily(Family):
             with torch.device("meta"):
                 SMALL_NETWORKS[arch](2, **options)
         except (TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"options: {str(error).splitlines()[0]}") from None
+            reason = str(error).partition("\n")[0].removeprefix(f"{SMALL_NETWORKS[arch].__name__}() ")
+            raise ValueError(f"options: {arch}: {reason}") from None
 
     def build(
         self, arch: str, num_classes: int, weights: str | None, options: Mapping[str, object], *, new_classes: bool

@@ -11,7 +11,7 @@ import torch
 
 from ibsgl.metrics.classification import accuracy, average_precision, average_precision_11, mean_average_precision
 from ibsgl.randomness import derive_seed
-from ibsgl.reporting.scores import PAIR
+from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.statistics import bootstrap_interval, paired_interval
 from ibsgl.training.variants import VARIANTS
 

@@ -1,14 +1,13 @@
 """Score files: one Parquet file per variant, with one row per (method, image, class).
 
-The schema metadata has the key ``ibsgl``: JSON with the seed and the digests of data, weights and code. Values are fractions
-in [0, 1].
+The schema metadata has the key ``ibsgl``: JSON with the seed, the commit, and the digests of data and weights.
+Values are fractions in [0, 1].
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,59 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ibsgl.files import written
-
-# The first columns. The columns of the metrics and the two probabilities follow.
-IDENTITY = ("model", "arch", "variant", "method", "label", "image_id", "class_name", "target")
-PROBABILITIES = ("p_full", "p_kept")
-# The columns that name a group of rows, and those that name a row of the group.
-GROUP = ["model", "variant", "method"]
-PAIR = ["image_id", "class_name"]
-_METADATA_KEY = b"ibsgl"
-
-
-def write_scores(
-    path: str | Path,
-    scores: pd.DataFrame,
-    *,
-    model: str,
-    variant: str,
-    arch: str,
-    labels: Mapping[str, str],
-    made_with: Mapping[str, Mapping[str, Any]],
-    scored_with: Mapping[str, Any],
-    tags: Mapping[str, Any],
-    started: float,
-) -> None:
-    """Write the scores of one shard, with the facts that :func:`combine_scores` and :func:`read_scores` need.
-
-    Args:
-        path: the Parquet file.
-        scores: those of :func:`ibsgl.evaluation.scoring.score_maps`.
-        model: the network's name in the config.
-        variant: pretrained, control or guided.
-        arch: the network's architecture.
-        labels: each method's name in tables.
-        made_with: by method, the settings of the step that made its maps.
-        scored_with: the settings of the step that scored them.
-        tags: facts about code, data, weights and machine (:func:`ibsgl.provenance.collect`).
-        started: when the step began, in seconds since 1970.
-    """
-    labelled = scores.assign(model=model, arch=arch, variant=variant, label=scores["method"].map(dict(labels)))
-    # A job makes the maps of several methods. The settings that are stored for a method contain only that method.
-    settings = {
-        method: {**step, "methods": {method: step["methods"][method]}, **scored_with}
-        for method, step in made_with.items()
-    }
-    facts = {
-        **tags,
-        "seed": next(iter(settings.values()))["seed"],
-        "settings": settings,
-        "started": started,
-        "seconds": time.time() - started,
-    }
-    table = pa.Table.from_pandas(labelled, preserve_index=False)
-    with written(path) as temporary:
-        pq.write_table(_with_metadata(table, facts), temporary)
+from ibsgl.reporting.columns import GROUP, IDENTITY, METADATA_KEY, PAIR, PROBABILITIES
+from ibsgl.reporting.score_files import with_metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +71,7 @@ def combine_scores(files: Iterable[str | Path]) -> CombinedScores:
     averaged = rows.group_by("method", use_threads=False).aggregate([(column, "mean") for column in measured])
     model, variant = (rows[column][0].as_py() for column in ("model", "variant"))
     return CombinedScores(
-        table=_with_metadata(rows, first),
+        table=with_metadata(rows, first),
         model=model,
         variant=variant,
         tags={key: value for key, value in first.items() if key != "seed"},
@@ -199,14 +147,10 @@ def check_pairs(scores: pd.DataFrame) -> None:
 
 
 def _metadata(table: pa.Table, path: str) -> dict[str, Any]:
-    content = (table.schema.metadata or {}).get(_METADATA_KEY)
+    content = (table.schema.metadata or {}).get(METADATA_KEY)
     if content is None:
         raise ValueError(f"{path} has no 'ibsgl' record in its metadata; give a file that the scoring step has written")
     return json.loads(content)
-
-
-def _with_metadata(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
-    return table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()})
 
 
 def _check_agreement(key: str, values: list[tuple[str, object]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ibsgl.metrics import METRICS, Metric
+from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.published import (
     check_number,
     comparable_settings,
@@ -21,7 +22,7 @@ from ibsgl.reporting.published import (
     read_published,
     read_published_settings,
 )
-from ibsgl.reporting.scores import PAIR, check_pairs
+from ibsgl.reporting.scores import check_pairs
 from ibsgl.reporting.statistics import bootstrap_intervals
 from ibsgl.training.variants import VARIANTS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,34 @@ import torch
 from ibsgl.errors import TrainingError
 from ibsgl.guidance.classification import classification_loss
 from ibsgl.inference import predict
+from ibsgl.networks.registry import NetworkSettings
 from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.randomness import derive_seed
 from ibsgl.training.epochs import check_labels, held_out_score, run_epochs
 from ibsgl.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from ibsgl.data.loading import ImageDataset
+
+
+def starting_network(
+    settings: NetworkSettings, class_names: Sequence[str], *, model: str, seed: int, epochs: int
+) -> SplitNetwork:
+    """The network before its training as a classifier. Random weights are drawn from a seed of the model's name.
+
+    Args:
+        settings: of the network.
+        class_names: the K classes, in the order of the logits.
+        model: the network's name in the config.
+        seed: the root seed.
+        epochs: of the training. Without any, weights of another number of classes are an error.
+
+    Raises:
+        ValueError: the weights or the classes do not fit.
+    """
+    settings.family.check_classes(class_names)
+    torch.manual_seed(derive_seed(seed, model, "initialisation"))
+    return settings.build(len(class_names), new_classes=epochs > 0)
 
 
 def train_classifier(

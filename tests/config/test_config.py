@@ -47,6 +47,13 @@ def test_the_default_config_is_valid():
         ({"guidance__training__lr": float("nan")}, "guidance.training.lr: Input should be a finite number (it is nan)"),
         ({"guidance__training__leraning_rate": 1}, "guidance.training.leraning_rate: there is no such key"),
         ({"metrics__bbox__ties": "loose"}, "metrics.bbox.ties: Input should be 'strict' or 'index' (it is 'loose')"),
+        ({"data": None}, "data: this is a section with keys of its own, such as source: shapes (it is None)"),
+        ({"data": {"source": None}}, "data: this is a section with keys of its own"),
+        ({"models__resnet__arch": ":f"}, "models.resnet.arch: ':f' is not package.module:function"),
+        (
+            {"models__resnet__options": {"width": "x"}},
+            "models.resnet.options: resnet_small: width must be an integer of at",
+        ),
         ({"metrics__bbox": "loose"}, "metrics.bbox: this is a section with keys of its own (it is 'loose')"),
         ({"models__resnet__arch": "resnet5"}, "models.resnet.arch: 'resnet5' is unknown"),
         ({"models__resnet__arch": "no_such_package:f"}, "models.resnet.arch: 'no_such_package:f': no module"),
@@ -219,7 +226,7 @@ def test_what_a_network_cannot_be_built_with_is_said_before_any_job():
     for changes, message in [
         (
             {"models__resnet__options": {"widht": 2}},
-            "models.resnet.options: _resnet_small() got an unexpected keyword argument 'widht'",
+            "models.resnet.options: resnet_small: got an unexpected keyword argument 'widht'",
         ),
         ({"models__resnet__weights": "imagenet"}, "models.resnet.weights: resnet_small has no ImageNet weights"),
         ({"models": {"tables": {"arch": "vgg_small"}}}, "models: 'tables' is a folder of the results"),

@@ -209,7 +209,7 @@ def test_guidance_effect_is_measured_on_the_held_out_images(data, network):
     pairs = data.pairs("held_out")
     l_ib = torch.rand(len(pairs), 2, 2, generator=torch.Generator().manual_seed(0))
     losses, predictions = guidance_effect(
-        {"control": network, "guided": network},
+        {"control": network, "guided": network}.items(),
         data,
         l_ib,
         r=0.35,

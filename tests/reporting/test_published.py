@@ -60,7 +60,7 @@ def test_published_margins_are_those_of_the_abstract():
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_published_tables_are_whole_and_their_best_is_the_best(number):
     printed = read_published(PUBLISHED, number)
-    metrics = table_metrics(number)
+    metrics = [metric for metric in table_metrics(number) if metric.in_paper]
     assert len(printed) == 9 * len(metrics)
     for metric in metrics:
         paper = printed[printed["in_paper"] & (printed["metric"] == metric.key)].set_index("method")

@@ -11,7 +11,8 @@ import pytest
 from score_rows import PAIRS, PUBLISHED, cell, group, write
 
 from ibsgl.metrics import METRICS
-from ibsgl.reporting.scores import combine_scores, read_scores, write_scores
+from ibsgl.reporting.score_files import write_scores
+from ibsgl.reporting.scores import combine_scores, read_scores
 from ibsgl.reporting.tables import build_table
 
 TAGS = {"commit": "c1", "data_digest": "d1", "weights_digest": "w1", "class_names": ["cat", "dog"]}

@@ -117,7 +117,7 @@ rule guide:
         options=guidance_options,
         code=code("guide"),
     shell:
-        "ibsgl guide --model {wildcards.model} --variant {wildcards.variant} --index {input.index:q} --root {params.root:q}"
+        "ibsgl guide --model {wildcards.model} --index {input.index:q} --root {params.root:q}"
         " --weights {input.weights:q} {params.options:q} --settings {params.settings:q}"
         " --gpu {resources.gpu} --records {params.records:q} --out {output:q} 2> {log:q}"
 

@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ibsgl.metrics.deletion import area_under
+from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
-from ibsgl.reporting.scores import PAIR
 from ibsgl.reporting.statistics import bootstrap_intervals
 from ibsgl.training.variants import VARIANTS
 
