@@ -12,7 +12,7 @@ from ibsgl.networks.weights import digest_state
 from ibsgl.provenance import digest_file
 
 
-def testwritten_replaces_the_file_at_the_end_and_not_before(tmp_path):
+def test_written_replaces_the_file_at_the_end_and_not_before(tmp_path):
     out = tmp_path / "new" / "out.npz"
     with written(out) as temporary:
         # NumPy appends the suffix that a name does not have.
@@ -29,7 +29,7 @@ def testwritten_replaces_the_file_at_the_end_and_not_before(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def testwritten_leaves_nothing_behind_when_the_block_fails(tmp_path, error):
+def test_written_leaves_nothing_behind_when_the_block_fails(tmp_path, error):
     out = tmp_path / "out.csv"
     out.write_text("before")
 

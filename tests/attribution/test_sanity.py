@@ -1,4 +1,4 @@
-"""The controls bracket: the oracle has the best figure there is, noise the box's share."""
+"""The sanity methods bracket all others: the oracle has the best value, noise has the box's share."""
 
 import pytest
 import torch

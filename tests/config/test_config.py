@@ -239,7 +239,7 @@ def test_what_a_network_cannot_be_built_with_is_said_before_any_job():
 
 
 def test_imagenet_has_the_published_settings_of_every_method():
-    """By the papers' own figures; what they do not say has the defaults, which are tested against reference code."""
+    """The papers' own values. Settings that they do not give have the defaults, which are tested against reference code."""
     loaded = config.parse(yaml.safe_load(IMAGENET.read_text()))
     assert set(loaded.methods) == set(values()["methods"])
     methods = {

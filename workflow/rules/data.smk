@@ -1,4 +1,4 @@
-# The data set: generated or fetched where the config asks for it, then read and checked once.
+# The data set: generated or downloaded if the config says so, then read and checked once.
 if CONFIG.data.generated:
 
     rule data:
