@@ -143,7 +143,7 @@ def test_evaluation_costs_what_the_plan_states(arch, network, facts_of, data, co
 
     def effect():
         variants = dict.fromkeys(VARIANTS, network)
-        guidance_effect(variants, data, maps[0], r=0.35, cross_entropy="distribution", **options)
+        guidance_effect(variants.items(), data, maps[0], r=0.35, cross_entropy="distribution", **options)
 
     assert flops_of(effect) == work["effect of guidance"].flops
 
