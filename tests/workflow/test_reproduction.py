@@ -55,6 +55,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 def test_the_reproduction_on_a_stand_in_goes_from_the_archives_to_the_four_tables(
     dry_run, fork, served, tmp_path, monkeypatch
 ):
