@@ -34,7 +34,7 @@ def write_scores(
     tags: Mapping[str, Any],
     started: float,
 ) -> None:
-    """Write the scores of one shard, with the facts that :mod:`ibsgl.reporting.scores` need.
+    """Write the scores of one shard, with the facts that :mod:`ibsgl.reporting.scores` needs.
 
     Args:
         path: the Parquet file.
