@@ -1,14 +1,25 @@
-# The benchmark as a graph: data → classifier → statistics → L^ib → guided and control → maps → scores → tables and figures.
+# The benchmark as a graph: data → classifier → L^ib → guided network, control and shams → maps → scores → tables and claims.
 # `snakemake --cores all` makes everything, `snakemake table3` one table. `snakemake --list-rules` lists the targets.
+import os
+import sys
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
-# The default, if the command line names no config. Otherwise Snakemake would merge the two, key by key.
+# The default, if the command line names no config. Otherwise Snakemake would merge the two, key by key. The targets `study` and
+# `sensitivity` have a config of their own on top of it. A cluster's jobs read the target from the environment.
 if "models" not in config:
+    for target in ("study", "sensitivity"):
+        if target in sys.argv:
+            os.environ["IBSGL_TARGET"] = target
+    TARGET = os.environ.get("IBSGL_TARGET")
 
     configfile: "config/shapes.yaml"
+
+    if TARGET:
+
+        configfile: f"config/{TARGET}.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -23,7 +34,7 @@ rule all:
     input:
         TABLES,
         FIGURES,
-        EFFECTS,
+        CLAIMS,
 
 
 # One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.py.

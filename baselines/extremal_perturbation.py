@@ -31,12 +31,12 @@ class ExtremalPerturbation:
 
     The settings are those of the authors' published code for 224 pixels. ``grid_spacing``, ``sigma`` and ``blur`` are in
     pixels, so scale them for images of another size. As in that code, dampening equals the momentum, and beyond the border a
-    blurred image has the colour that normalisation maps to zero. Unlike in that code, and as in the paper, the area is a
-    fraction of the image, not of the image with a margin of ``sigma``.
+    blurred image has the colour that normalisation maps to zero. As in the paper, the area is a fraction of the image. In
+    that code it is a fraction of a larger mask, the image with a margin (``padded``).
 
     Args:
-        areas: fractions of the image; the masks of several are summed. Published: (0.1,), and in the authors' benchmark
-            on VOC 2007 (0.025, 0.05, 0.1, 0.2) with ``smooth=0.09``.
+        areas: fractions of the image, or of the padded mask; the masks of several are summed. Published: (0.1,), and in the
+            authors' benchmark on VOC 2007 (0.025, 0.05, 0.1, 0.2) with ``smooth=0.09``.
         iterations: gradient steps (published: 800).
         lr: learning rate (published: 0.01).
         weight: λ in the first step (published: 300). With small logits take a smaller one.
@@ -46,6 +46,9 @@ class ExtremalPerturbation:
         levels: degrees of blur, with the sharp image (published: 8).
         blur: σ of the strongest blur in pixels (published: 20).
         smooth: σ of the Gaussian that smooths the final masks, as a fraction of the image's shorter side. 0: no smoothing.
+        padded: whether ``areas`` are fractions of the padded mask, as in the authors' code: the image and a margin of about
+            ``sigma`` pixels, which is cut off at the end. An image of 224×224 pixels has a padded mask of 260×260. So 0.1
+            of it is 13.5 % of the image where it lies inside. The number of passes is the same.
         chunk: masks per pass. It limits the memory. In float64 it does not change results. In float32 another order of a sum
             can change a step: ``docs/decisions.md`` has the measured differences.
     """
@@ -62,6 +65,7 @@ class ExtremalPerturbation:
     levels: int = 8
     blur: float = 20.0
     smooth: float = 0.0
+    padded: bool = False
     chunk: int = 16
 
     def __post_init__(self):
@@ -113,15 +117,15 @@ class ExtremalPerturbation:
     ) -> torch.Tensor:
         """Masks (n,H,W) of ``images`` (n,3,H,W), each for one target and one area."""
         size = images.shape[-2:]
-        smooth_max = _SmoothMaxConvolution(size, self.grid_spacing, self.sigma).to(images)
+        smooth_max = _SmoothMaxConvolution(size, self.grid_spacing, self.sigma, padded=self.padded).to(images)
         pyramid = self._pyramid(images, network.mean.to(images))
-        reference = _reference(areas, size.numel()).to(images)
+        reference = _reference(areas, smooth_max.size.numel()).to(images)
         parameters = images.new_ones(len(images), *smooth_max.grid)
         velocity, weight = None, self.weight
         for t in tqdm(range(self.iterations), desc="masks", leave=False, disable=None):
             parameters.requires_grad_(True)
             masks = smooth_max(parameters)
-            perturbed = _apply(pyramid, masks)
+            perturbed = _apply(pyramid, smooth_max.inside(masks))
             if t % 2 == 0:
                 perturbed = perturbed.flip(-1)
             reward = network(perturbed).gather(1, targets[:, None])[:, 0]
@@ -131,7 +135,7 @@ class ExtremalPerturbation:
             velocity = gradient if velocity is None else 0.9 * velocity + 0.1 * gradient
             parameters = (parameters.detach() + self.lr * velocity).clamp_(0, 1)
             weight *= self.growth
-        return smooth_max(parameters)
+        return smooth_max.inside(smooth_max(parameters))
 
     def _pyramid(self, images: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Images (n,3,H,W) with ``levels`` degrees of blur, from the strongest to none: (n,levels,3,H,W)."""
@@ -226,15 +230,25 @@ class _SmoothMaxConvolution(nn.Module):
     The value of pixel u is the smooth maximum of k(‖u − spacing·v‖/sigma) p_v over the grid's places v near u, with
     k(z) = exp(−2 max(0, z − 1/2)²). Beyond the grid, p is 0. The smooth maximum of x is Σ x e^{20x} / Σ e^{20x}. u's own place
     is u / spacing, rounded down. The places near u are at most 1 + ⌈sigma/spacing⌉ rows and columns away from it.
+
+    A padded mask has ⌈2·sigma/spacing⌉ − ⌈sigma/spacing⌉ further cells on each side of the grid, without parameters, and ends
+    with the first row and column of its last cell, as in the authors' code.
+
+    Attributes:
+        size: (H,W) of the masks, with the margin if they are padded.
+        grid: (h,w) of the parameters.
     """
 
     bell: torch.Tensor
 
-    def __init__(self, size: torch.Size, spacing: int, sigma: float):
+    def __init__(self, size: torch.Size, spacing: int, sigma: float, *, padded: bool = False):
         super().__init__()
-        self.size, self.spacing = size, spacing
+        self.image_size, self.spacing = size, spacing
         self.grid = tuple(math.ceil(side / spacing) for side in size)
         self.radius = 1 + math.ceil(sigma / spacing)
+        self.margin = math.ceil(2 * sigma / spacing) - math.ceil(sigma / spacing) if padded else 0
+        self.cells = tuple(side + 2 * self.margin for side in self.grid)
+        self.size = torch.Size(spacing * side - spacing + 1 for side in self.cells) if padded else size
         # k depends on the offset of v from u's own place, and on the position of u in its cell (the phase).
         # So the bell has the shape (offsets, phases).
         phase = torch.arange(spacing, dtype=torch.float64)
@@ -246,12 +260,17 @@ class _SmoothMaxConvolution(nn.Module):
     def forward(self, parameters: torch.Tensor) -> torch.Tensor:
         """Parameters (n,h,w) → masks (n,H,W)."""
         width = 2 * self.radius + 1
-        near = nn.functional.unfold(parameters[:, None], width, padding=self.radius)
+        near = nn.functional.unfold(parameters[:, None], width, padding=self.radius + self.margin)
         masks = (
-            _SmoothMax.apply(near, self.bell, width).unflatten(2, self.grid).unflatten(1, (self.spacing, self.spacing))
+            _SmoothMax.apply(near, self.bell, width).unflatten(2, self.cells).unflatten(1, (self.spacing, self.spacing))
         )
         masks = masks.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
         return masks[:, : self.size[0], : self.size[1]]
+
+    def inside(self, masks: torch.Tensor) -> torch.Tensor:
+        """The part (n,H,W) of ``masks`` that lies on the image."""
+        start = self.spacing * self.margin
+        return masks[:, start : start + self.image_size[0], start : start + self.image_size[1]]
 
 
 def _apply(pyramid: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

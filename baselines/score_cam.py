@@ -112,3 +112,15 @@ class ScoreCAM:
         if len(image):
             table[image, channel] = torch.cat(list(chunked(masked, len(image), self.chunk, images.device)))
         return table[groups, :, column], baseline[column]
+
+
+@dataclass(frozen=True)
+class ScoreCAMProbability(ScoreCAM):
+    """Score-CAM with the weight of its authors' code, w_k = f^c(X ∘ H^k), as a method of its own.
+
+    With ``increase``, the weights of the paper, a softmax of numbers between −1 and 1 is nearly the same for all channels. So
+    the map is nearly the mean channel. This row stands beside it. The arguments are those of :class:`ScoreCAM`.
+    """
+
+    label: ClassVar[str] = "Score-CAM (probability weight)"
+    weight: str = "probability"

@@ -1,17 +1,16 @@
-"""The measurements behind docs/guidance-scan.md and the default strength of guidance.
+"""How the defaults of guidance were chosen: docs/guidance-scan.md explains the rule and shows the result.
 
-The paper states neither the inner step of Algorithm 1 nor the optimiser. For each combination of settings this script trains
-the guided network and its control from the same classifier. It prints the paired differences guided − control of what guidance
-optimises, L_CE(L^c, L^ib) and L_SS on held-out training images, and the change of accuracy on the test images.
+The paper states neither the learning rate of guided training nor the inner step of Algorithm 1. This script trains each network
+of the config several times, on data that no study uses, and looks at held-out training images only. First the control decides
+the learning rate. Then the loss of Eq. 10 decides the step.
 
-    python benchmarks/guidance_scan.py --config config/shapes.yaml --out results/guidance_scan.csv
+    python benchmarks/guidance_scan.py --config config/shapes.yaml --out docs/measured/guidance-scan.csv
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,47 +18,45 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from tqdm import tqdm
 
 from ibsgl import config
 from ibsgl.config import Config
 from ibsgl.data.loading import ImageDataset
 from ibsgl.errors import TrainingError
-from ibsgl.evaluation.effect import guidance_effect
+from ibsgl.evaluation.held_out import held_out_losses
 from ibsgl.files import written
-from ibsgl.guidance import DivergenceSettings, GuidanceSettings
-from ibsgl.inference import predict
-from ibsgl.metrics.classification import accuracy
+from ibsgl.guidance import GuidanceSettings
 from ibsgl.networks import SplitNetwork
 from ibsgl.precompute import bottleneck_maps, feature_statistics
-from ibsgl.reporting.statistics import paired_interval
+from ibsgl.randomness import derive_seed
 from ibsgl.training.classifier import starting_network, train_classifier
+from ibsgl.training.epochs import held_out_score
 from ibsgl.training.guided import train_guided
-from ibsgl.training.settings import TrainingSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 CPU = torch.device("cpu")
 BATCH = 64
+# A control is stable if its held-out accuracy never falls by more than this, in any epoch of any training.
+STABLE = 0.02
+# Guidance may cost this much of the control's held-out accuracy.
+KEPT = 0.01
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the trainings of one network start from: the classifier, and its L^ib (N,h,w) of each split's pairs."""
+    """What the trainings of one network start from: the classifier, its held-out accuracy, and L^ib (N,h,w) by split."""
 
     network: SplitNetwork
     state: Mapping[str, torch.Tensor]
+    accuracy: float
     l_ib: Mapping[str, torch.Tensor]
 
 
-def train_start(settings: Config, model: str, data: ImageDataset) -> Start:
-    """The trained classifier of the network ``model``, and its L^ib of the training and the held-out pairs."""
+def train_start(settings: Config, model: str, data: ImageDataset, seed: int) -> Start:
+    """The classifier of the training seed ``seed``, and its L^ib of the training and the held-out pairs."""
     network = starting_network(
-        settings.network(model),
-        data.index.class_names,
-        model=model,
-        seed=settings.seed,
-        epochs=settings.classifier.epochs,
+        settings.network(model), data.index.class_names, model=model, seed=seed, epochs=settings.classifier.epochs
     )
     with tempfile.TemporaryDirectory() as folder:
         train_classifier(
@@ -67,7 +64,7 @@ def train_start(settings: Config, model: str, data: ImageDataset) -> Start:
             data,
             settings.classifier,
             name=f"{model} classifier",
-            seed=settings.seed,
+            seed=seed,
             device=CPU,
             checkpoint=Path(folder) / "checkpoint",
             digest="",
@@ -86,16 +83,8 @@ def train_start(settings: Config, model: str, data: ImageDataset) -> Start:
         )
         for split in ("train", "held_out")
     }
-    return Start(network, {key: value.clone() for key, value in network.state_dict().items()}, l_ib)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one training led to: held-out losses and test predictions (:func:`guidance_effect`), and held-out accuracy."""
-
-    losses: pd.DataFrame
-    predictions: pd.DataFrame
-    held_out: float
+    _, score = held_out_score(network, data, BATCH, CPU)
+    return Start(network, {key: value.clone() for key, value in network.state_dict().items()}, score, l_ib)
 
 
 def train(
@@ -103,58 +92,121 @@ def train(
     model: str,
     data: ImageDataset,
     start: Start,
-    training: TrainingSettings,
+    seed: int,
+    rate: float,
     guidance: GuidanceSettings | None,
-) -> Outcome:
-    """Train the network ``model`` from ``start``, guided or, without ``guidance``, as the control."""
+) -> dict[str, float]:
+    """Train from ``start``, guided or, without ``guidance``, as the control; the held-out losses and accuracies."""
     network = start.network
     network.load_state_dict(start.state)
     with tempfile.TemporaryDirectory() as folder:
-        train_guided(
-            network,
-            data,
-            training,
-            guidance=guidance,
-            suppression=settings.suppression,
-            l_ib=start.l_ib["train"],
-            name=model,
-            seed=settings.seed,
-            device=CPU,
-            checkpoint=Path(folder) / "checkpoint",
-            digest="",
-        )
-    losses, predictions = guidance_effect(
-        [("control" if guidance is None else "guided", network)],
+        try:
+            history = train_guided(
+                network,
+                data,
+                settings.guidance.training.model_copy(update={"lr": rate}),
+                guidance=guidance,
+                suppression=settings.suppression if guidance else None,
+                l_ib=start.l_ib["train"] if guidance else None,
+                name=model,
+                seed=seed,
+                device=CPU,
+                checkpoint=Path(folder) / "checkpoint",
+                digest="",
+            )
+        except TrainingError:
+            return {"start": start.accuracy, "lowest": 0.0, "accuracy": 0.0}
+    losses = held_out_losses(
+        {"": network},
         data,
+        data.pairs("held_out"),
         start.l_ib["held_out"],
         r=settings.suppression.r,
         cross_entropy=settings.guidance.cross_entropy,
         batch_size=BATCH,
         device=CPU,
     )
-    held_out = accuracy(predict(network, data, "held_out", BATCH, CPU), data.labels("held_out")).mean().item()
-    return Outcome(losses, predictions, held_out)
-
-
-def compare(guided: Outcome, control: Outcome) -> dict[str, float]:
-    """The columns of one row of the table: means, 95 % intervals of guided − control, and accuracies."""
-    row: dict[str, float] = {}
-    for key in ("l_ce", "l_ss"):
-        low, high = paired_interval(
-            guided.losses[key].to_numpy(), control.losses[key].to_numpy(), guided.losses["image_id"].to_numpy(), seed=0
-        )
-        row |= {
-            f"{key}_control": control.losses[key].mean(),
-            f"{key}_guided": guided.losses[key].mean(),
-            f"{key}_low": low,
-            f"{key}_high": high,
-        }
-    return row | {
-        "accuracy_control": control.predictions["correct"].mean(),
-        "accuracy_guided": guided.predictions["correct"].mean(),
-        "held_out_control": control.held_out,
-        "held_out_guided": guided.held_out,
+    accuracies = [row["held_out_accuracy"] for row in history]
+    l_ce, l_ss = losses["l_ce"].mean(), losses["l_ss"].mean()
+    return {
+        "start": start.accuracy,
+        "lowest": min(accuracies),
+        "accuracy": accuracies[-1],
+        "l_ce": l_ce,
+        "l_ss": l_ss,
+        "loss": l_ce + settings.suppression.beta * l_ss,
     }
+
+
+def scan(
+    settings: Config,
+    model: str,
+    data: ImageDataset,
+    replicates: int,
+    rates: list[float],
+    step_sizes: list[float],
+) -> Iterator[dict[str, object]]:
+    """One row for each training of the network ``model``: the controls, then the guided trainings at stable rates."""
+    seeds = [derive_seed(settings.seed, "scan", number) for number in range(replicates)]
+    starts = [train_start(settings, model, data, seed) for seed in seeds]
+    for rate in rates:
+        stable = True
+        for number, (seed, start) in enumerate(zip(seeds, starts, strict=True)):
+            row = train(settings, model, data, start, seed, rate, None)
+            stable &= row["lowest"] >= row["start"] - STABLE
+            yield {"model": model, "lr": rate, "step_size": 0.0, "replicate": number} | row
+        if not stable:
+            continue
+        for step_size in step_sizes:
+            guidance = settings.guidance.model_copy(update={"step_size": step_size})
+            for number, (seed, start) in enumerate(zip(seeds, starts, strict=True)):
+                row = train(settings, model, data, start, seed, rate, guidance)
+                yield {"model": model, "lr": rate, "step_size": step_size, "replicate": number} | row
+
+
+def summary(trainings: pd.DataFrame) -> pd.DataFrame:
+    """One row for each rate and step over all networks: is the control stable, is the accuracy kept, the mean loss of Eq. 10.
+
+    Args:
+        trainings: the rows of :func:`scan`. A ``step_size`` of 0 is the control.
+
+    Returns:
+        ``lr``, ``step_size``, ``stable`` and ``kept`` (on every network), ``loss`` (guided − control, the mean over networks
+        and replicates; NaN for the control).
+    """
+    controls = trainings[trainings["step_size"] == 0]
+    rows = []
+    for (rate, step_size), group in trainings.groupby(["lr", "step_size"], sort=False):
+        pairs = group.merge(controls, on=["model", "lr", "replicate"], suffixes=("", "_control"))
+        lost = (pairs["accuracy_control"] - pairs["accuracy"]).groupby(pairs["model"]).mean()
+        stable = (pairs["lowest_control"] >= pairs["start_control"] - STABLE).all()
+        complete = group["model"].nunique() == trainings["model"].nunique()
+        rows.append(
+            {
+                "lr": rate,
+                "step_size": step_size,
+                "stable": bool(stable and complete),
+                "kept": bool((lost <= KEPT).all() and complete),
+                "loss": (pairs["loss"] - pairs["loss_control"]).mean() if step_size else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def choose(summary: pd.DataFrame) -> tuple[float, float]:
+    """The chosen rate and step: the highest rate with a stable control, then the lowest loss that keeps the accuracy.
+
+    Raises:
+        ValueError: no rate is stable, or no step keeps the accuracy.
+    """
+    stable = summary[summary["stable"] & (summary["step_size"] > 0)]
+    if stable.empty:
+        raise ValueError("at no learning rate is the control of every network stable; try lower ones with --lr")
+    rate = stable["lr"].max()
+    kept = stable[stable["kept"] & (stable["lr"] == rate)]
+    if kept.empty:
+        raise ValueError(f"at the rate {rate:g} every step costs accuracy; try smaller ones with --step-size")
+    return rate, kept.loc[kept["loss"].idxmin(), "step_size"]
 
 
 @app.command()
@@ -162,55 +214,41 @@ def main(
     configfiles: Annotated[
         list[Path], typer.Option("--config", help="The config file. A further file changes some keys. Repeatable.")
     ] = [Path("config/shapes.yaml")],  # noqa: B006
-    out: Annotated[Path, typer.Option(help="The table as CSV.")] = Path("results/guidance_scan.csv"),
+    out: Annotated[Path, typer.Option(help="The trainings as CSV.")] = Path("results/guidance-scan.csv"),
     models: Annotated[
         list[str] | None, typer.Option("--model", help="Network of the config. Repeatable; default: all.")
     ] = None,
-    reductions: Annotated[
-        list[str], typer.Option("--reduction", help="guidance.divergence.reduction: sum or mean. Repeatable.")
-    ] = ["sum", "mean"],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Seed of the generated data and of the trainings.")] = 1000,
+    replicates: Annotated[int, typer.Option(min=1, help="Trainings of every setting.")] = 5,
     step_sizes: Annotated[list[float], typer.Option("--step-size", help="guidance.step_size. Repeatable.")] = [  # noqa: B006
         0.02,
         0.05,
         0.1,
         0.2,
     ],
-    steps: Annotated[list[int], typer.Option("--steps", help="guidance.steps. Repeatable.")] = [1, 3],  # noqa: B006
-    rates: Annotated[list[float], typer.Option("--lr", help="guidance.training.lr. Repeatable.")] = [1e-3, 3e-3],  # noqa: B006
-    epochs: Annotated[int | None, typer.Option(min=1, help="guidance.training.epochs; default: the config's.")] = None,
+    rates: Annotated[list[float], typer.Option("--lr", help="guidance.training.lr. Repeatable.")] = [1e-3, 3e-4, 1e-4],  # noqa: B006
 ) -> None:
-    """Train and compare every combination of the options on the config's generated data, and print the table."""
+    """Train every combination of the options on generated data, write the trainings, and print the choice."""
     settings = config.read(configfiles)
     if not settings.data.generated:
         raise typer.BadParameter(f"data.source: {settings.data.source} does not generate images", param_hint="--config")
+    settings = settings.model_copy(update={"seed": seed})
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "VOC2007"
-        settings.data.generate(root, settings.seed)
-        index = settings.data.build_index(root, settings.seed)
+        settings.data.generate(root, seed)
+        index = settings.data.build_index(root, seed)
         for model in models or settings.models:
             data = ImageDataset(index, root, settings.models[model].image_size)
-            start = train_start(settings, model, data)
-            for rate in rates:
-                changes = {"lr": rate, "epochs": epochs or settings.guidance.training.epochs}
-                training = settings.guidance.training.model_copy(update=changes)
-                control = train(settings, model, data, start, training, None)
-                combinations = list(itertools.product(reductions, step_sizes, steps))
-                for reduction, step_size, number in tqdm(combinations, desc=f"{model}, lr {rate:g}"):
-                    divergence = DivergenceSettings(normalise="softmax", reduction=reduction)
-                    guidance = settings.guidance.model_copy(
-                        update={"step_size": step_size, "steps": number, "divergence": divergence}
-                    )
-                    row = {"model": model, "lr": rate, "reduction": reduction, "step_size": step_size, "steps": number}
-                    try:
-                        guided = train(settings, model, data, start, training, guidance)
-                    except TrainingError as error:
-                        rows.append(row | {"verdict": str(error).split(":")[1][:40]})
-                        continue
-                    rows.append(row | compare(guided, control))
-                    print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
-    with written(out) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+            for row in scan(settings, model, data, replicates, rates, step_sizes):
+                rows.append(row)
+                # Rewritten after each training, so that an interruption loses one.
+                with written(out) as temporary:
+                    pd.DataFrame(rows).to_csv(temporary, index=False)
+    table = summary(pd.DataFrame(rows))
+    typer.echo(table.to_string(index=False))
+    rate, step_size = choose(table)
+    typer.echo(f"guidance.training.lr: {rate:g}, guidance.step_size: {step_size:g}")
 
 
 if __name__ == "__main__":

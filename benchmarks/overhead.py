@@ -20,11 +20,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 # The modules that a job imports before its work begins, by rule. The jobs of all other rules import OTHER_MODULES.
 MODULES = {
-    "table": "ibsgl.config.steps, ibsgl.reporting.tables, ibsgl.reporting.formats",
-    "scores": "ibsgl.reporting.scores",
+    "tables": "ibsgl.config.steps, ibsgl.reporting.tables, ibsgl.reporting.formats",
+    "claims": "ibsgl.config.steps, ibsgl.reporting.claims",
     "index": "ibsgl.config.steps, ibsgl.data.sources.voc",
 }
-OTHER_MODULES = "ibsgl.config.steps, ibsgl.evaluation.scoring, ibsgl.data.loading"
+OTHER_MODULES = "ibsgl.config.steps, ibsgl.evaluation.variants, ibsgl.data.loading"
 
 
 def start_seconds(modules: str, cores: int) -> float:
@@ -48,11 +48,7 @@ def read_jobs(results: Path) -> pd.DataFrame:
 
 def modules_of(name: str) -> str:
     """The modules that the job ``name`` imports."""
-    parts = name.split("/")
-    # Scores of a shard are computed. Those of a variant, without a number, are only put together.
-    if "scores" in parts and not parts[-1].isdigit():
-        return MODULES["scores"]
-    return next((modules for rule, modules in MODULES.items() if parts[0].startswith(rule)), OTHER_MODULES)
+    return next((modules for rule, modules in MODULES.items() if name.startswith(rule)), OTHER_MODULES)
 
 
 @app.command()

@@ -173,7 +173,10 @@ def _of_methods() -> list[Row]:
         if issubclass(method, BaseModel):
             rows += _rows_of(method, f"methods.{name}.")
             continue
-        hints, meanings = get_type_hints(method, include_extras=True), _arguments(method.__doc__ or "")
+        hints, meanings = get_type_hints(method, include_extras=True), {}
+        # A variation of a method has the settings of its base class.
+        for base in reversed(method.__mro__):
+            meanings |= _arguments(base.__doc__ or "")
         for field in fields(method):
             if field.name not in meanings:
                 raise ValueError(f"{method.__name__}.{field.name} is not described under Args in the class's docstring")

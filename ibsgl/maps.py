@@ -55,6 +55,49 @@ def _saliency(
     return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
 
 
+def maps_of_batch(
+    network: SplitNetwork,
+    data: ImageDataset,
+    rows: pd.DataFrame,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    methods: Mapping[str, Attribution],
+    *,
+    seed: int,
+    statistics: FeatureStatistics | None = None,
+) -> dict[str, torch.Tensor]:
+    """The maps of several methods for one batch of pairs. Methods that need the gradient share one pass.
+
+    Args:
+        network: the network that is explained.
+        data: at the network's input size.
+        rows: B rows of the data set's index.
+        images: (B,3,H,W), on the network's device.
+        targets: (B,) int64.
+        methods: by name.
+        seed: root seed. Random draws are seeded by (seed, name of the method, image id).
+        statistics: of the network's features, for methods that require them.
+
+    Returns:
+        by method, saliency (B,H,W) float32 on the device of ``images``.
+
+    Raises:
+        FloatingPointError: a method returned a value that is not finite, or is negative.
+    """
+    maps = {}
+    with shared_gradient():
+        for name, method in methods.items():
+            saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics)
+            bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
+            if bad.any():
+                row = rows.iloc[int(bad.nonzero()[0])]
+                raise FloatingPointError(
+                    f"{name}: the map of image {row['image_id']}, class {row['class_name']} is not finite and ≥ 0"
+                )
+            maps[name] = saliency
+    return maps
+
+
 def compute_maps(
     network: SplitNetwork,
     data: ImageDataset,
@@ -85,15 +128,5 @@ def compute_maps(
         FloatingPointError: a method returned a value that is not finite, or is negative.
     """
     for rows, images, targets in pair_batches(data, pairs, batch_size, device, ", ".join(methods)):
-        maps = {}
-        with shared_gradient():
-            for name, method in methods.items():
-                saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics)
-                bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
-                if bad.any():
-                    row = rows.iloc[int(bad.nonzero()[0])]
-                    raise FloatingPointError(
-                        f"{name}: the map of image {row['image_id']}, class {row['class_name']} is not finite and ≥ 0"
-                    )
-                maps[name] = saliency.cpu()
-        yield rows, maps
+        maps = maps_of_batch(network, data, rows, images, targets, methods, seed=seed, statistics=statistics)
+        yield rows, {name: saliency.cpu() for name, saliency in maps.items()}

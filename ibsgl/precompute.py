@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics
+from ibsgl.guidance.localization import other_class
 from ibsgl.inference import pair_batches
 from ibsgl.networks.chunks import chunked, in_pieces
 from ibsgl.networks.split import SplitNetwork, autocast, evaluating
@@ -51,6 +52,25 @@ def bottleneck_maps(
             run = partial(_bottleneck_maps, network, rows, images, targets, method, statistics, seed)
             maps += [part.cpu() for part in chunked(run, len(rows), len(rows), device)]
     return torch.cat(maps)
+
+
+def other_targets(
+    network: SplitNetwork, data: ImageDataset, pairs: pd.DataFrame, batch_size: int, device: torch.device
+) -> torch.Tensor:
+    """(N,) int64 on the CPU: the class p of each pair, the likeliest one that the image does not show.
+
+    The N ``pairs`` are all pairs of one split.
+    """
+    split = pairs["split"].iloc[0]
+    labels = dict(zip(data.ids(split), data.labels(split).bool(), strict=True))
+    parts = []
+    with evaluating(network), torch.no_grad():
+        for rows, images, targets in pair_batches(data, pairs, batch_size, device, "other class"):
+            with autocast(device):
+                logits = in_pieces(network, images).float()
+            shown = torch.stack([labels[image_id] for image_id in rows["image_id"]]).to(device)
+            parts.append(other_class(logits, targets, shown if network.multilabel else None).cpu())
+    return torch.cat(parts)
 
 
 def _bottleneck_maps(

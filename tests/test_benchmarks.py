@@ -137,14 +137,14 @@ def test_the_cores_time_has_three_parts(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import overhead
 
-    for name, seconds, end in (("net/maps/guided/rise/0", 4, 100), ("table1", 2, 101)):
+    for name, seconds, end in (("net/0/guided/rise/0", 4, 100), ("tables_net", 2, 101)):
         file = tmp_path / "benchmarks" / f"{name}.tsv"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"s\tcpu_time\n{seconds}\t1\n")
         os.utime(file, (end, end))
     monkeypatch.setattr(overhead, "start_seconds", lambda modules, cores: 0.5)
     modules = [overhead.modules_of(name) for name in overhead.read_jobs(tmp_path)["name"]]
-    assert modules == [overhead.OTHER_MODULES, overhead.MODULES["table"]]
+    assert modules == [overhead.OTHER_MODULES, overhead.MODULES["tables"]]
     done = CliRunner().invoke(overhead.app, [str(tmp_path)])
     assert done.exit_code == 0, (done.output, done.exception)
     assert [line.split()[-1] for line in done.output.splitlines()[-3:]] == ["50.0%", "10.0%", "40.0%"]
@@ -159,20 +159,49 @@ def test_the_modules_that_jobs_import_exist(monkeypatch):
             assert importlib.util.find_spec(module), module
 
 
-def test_the_guidance_scan_compares_with_the_control(monkeypatch, tmp_path):
+def test_the_guidance_scan_trains_every_setting_on_every_replicate(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import guidance_scan
 
     out = tmp_path / "new" / "scan.csv"
-    arguments = ["--config", str(ROOT / "tests" / "configs" / "minimal.yaml"), "--epochs", "1", "--lr", "1e-3"]
-    arguments += ["--reduction", "sum", "--step-size", "0.05", "--step-size", "0.1", "--steps", "1", "--out", str(out)]
-    done = CliRunner().invoke(guidance_scan.app, arguments)
+    # A control that may lose everything is stable, so that the guided trainings are run.
+    monkeypatch.setattr(guidance_scan, "STABLE", 1)
+    monkeypatch.setattr(guidance_scan, "KEPT", 1)
+    arguments = ["--config", str(ROOT / "tests" / "configs" / "minimal.yaml"), "--replicates", "2", "--lr", "1e-3"]
+    done = CliRunner().invoke(guidance_scan.app, [*arguments, "--step-size", "0.05", "--out", str(out)])
     assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.splitlines()[-1] == "guidance.training.lr: 0.001, guidance.step_size: 0.05"
     table = pd.read_csv(out)
-    assert table[["model", "step_size", "steps"]].values.tolist() == [["resnet", 0.05, 1], ["resnet", 0.1, 1]]
-    # Both rows have the same control.
-    for key in ("l_ce", "l_ss"):
-        assert table[f"{key}_control"].nunique() == 1
-        difference = table[f"{key}_guided"] - table[f"{key}_control"]
-        assert ((table[f"{key}_low"] <= difference) & (difference <= table[f"{key}_high"])).all()
-    assert (table["l_ce_guided"] != table["l_ce_control"]).all()
+    assert table[["step_size", "replicate"]].values.tolist() == [[0, 0], [0, 1], [0.05, 0], [0.05, 1]]
+    # The training seeds differ, and guidance changes the loss.
+    assert table["loss"].nunique() == 4
+    assert (table["loss"] == table["l_ce"] + table["l_ss"]).all()
+
+
+def test_the_scans_rule_on_hand_made_trainings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import guidance_scan
+
+    def training(lr, step_size, lowest, accuracy, loss, model="a"):
+        return {
+            **{"model": model, "lr": lr, "step_size": step_size, "replicate": 0, "start": 0.9},
+            **{"lowest": lowest, "accuracy": accuracy, "loss": loss},
+        }
+
+    rows = [
+        training(1e-3, 0.0, 0.5, 0.9, 1.0),
+        training(1e-4, 0.0, 0.9, 0.9, 1.0),
+        training(1e-4, 0.1, 0.9, 0.9, 0.8),
+        training(1e-4, 0.2, 0.9, 0.85, 0.1),
+        training(1e-5, 0.0, 0.9, 0.9, 1.0),
+        training(1e-5, 0.1, 0.9, 0.9, 0.5),
+    ]
+    table = guidance_scan.summary(pd.DataFrame(rows))
+    # The highest rate is unstable, the largest step costs accuracy, and the lowest rate is not asked for.
+    assert guidance_scan.choose(table) == (1e-4, 0.1)
+    # On another network the control is stable only at the lowest rate.
+    more = [training(1e-4, 0.0, 0.5, 0.9, 1.0, "b"), training(1e-5, 0.0, 0.9, 0.9, 1.0, "b")]
+    table = guidance_scan.summary(pd.DataFrame([*rows, *more, training(1e-5, 0.1, 0.9, 0.9, 0.9, "b")]))
+    assert guidance_scan.choose(table) == (1e-5, 0.1)
+    with pytest.raises(ValueError, match="at no learning rate"):
+        guidance_scan.choose(table[table["lr"] > 1e-5])

@@ -81,6 +81,7 @@ def requirements(name: str) -> frozenset[str]:
     return _entry_point(name).load().requires
 
 
+@cache
 def is_single_pass(name: str) -> bool:
     """Whether the method ``name`` with its default settings needs at most one forward and one backward pass."""
     try:

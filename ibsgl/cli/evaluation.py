@@ -1,10 +1,11 @@
-"""Commands of workflow/rules/evaluation.smk: maps, their scores, and deletion curves."""
+"""Commands of workflow/rules/evaluation.smk: maps of many passes, and everything that is measured on the variants."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -15,20 +16,28 @@ from ibsgl.cli.options import (
     IndexFile,
     ModelName,
     Out,
-    Records,
+    Replicate,
     Root,
     Settings,
     Shard,
     StatisticsFile,
-    Variant,
     Weights,
     WeightsFiles,
     dataset,
     device_of,
     load_statistics,
     parse,
-    write_record,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Options(TypedDict):
+    """What every measurement needs besides its data."""
+
+    batch_size: int
+    device: torch.device
 
 
 @app.command()
@@ -43,7 +52,7 @@ def maps(
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Saliency maps of one or several methods on one variant for the test pairs of one shard."""
+    """Saliency maps of one method of many passes on one variant, for the test pairs of one shard."""
     from ibsgl import attribution
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
@@ -69,114 +78,114 @@ def maps(
 
 
 @app.command()
-def scores(
+def evaluate(
     model: ModelName,
-    variant: Variant,
     index_file: IndexFile,
     root: Root,
-    weights: Weights,
-    maps_files: Annotated[list[Path], typer.Option("--maps", help="Maps: …/<group>/<shard>.parquet. Repeatable.")],
+    weights: WeightsFiles,
+    statistics_file: Annotated[
+        Path, typer.Option("--statistics", help="Feature statistics of the pretrained network.")
+    ],
+    bottleneck_file: Annotated[Path, typer.Option("--bottleneck", help="L^ib of the held-out pairs.")],
     settings: Settings,
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the five files. It is created.")],
+    replicate: Replicate = 0,
+    maps_files: Annotated[
+        list[Path], typer.Option("--maps", help="Stored maps: …/<variant>/maps/<method>/<shard>.parquet. Repeatable.")
+    ] = [],  # noqa: B006
     shard_number: Shard = 0,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Every metric of the maps of one shard: one row per (method, image, class)."""
-    from ibsgl import provenance
-    from ibsgl.attribution.storage import Maps
-    from ibsgl.config.steps import Scores
-    from ibsgl.data.index import shard
-    from ibsgl.evaluation.scoring import score_maps
-    from ibsgl.networks.weights import digest_state
-    from ibsgl.reporting.score_files import write_scores
+    """Everything that is measured on all variants of one replicate, for one shard of the images.
 
-    started, step, device = time.time(), parse(Scores, settings), device_of(gpu)
+    It makes the maps of few passes, and reads the others. It writes scores, predictions and curves of the test images, and
+    losses and diagnostics of the held-out images.
+    """
+    import pandas as pd
+    import torch
+
+    from ibsgl import attribution, provenance
+    from ibsgl.attribution.storage import Maps
+    from ibsgl.config.steps import Evaluate
+    from ibsgl.data.index import shard
+    from ibsgl.evaluation.classification import predict_variants, predictions
+    from ibsgl.evaluation.held_out import diagnostics, held_out_losses
+    from ibsgl.evaluation.variants import measure_variants
+    from ibsgl.networks.weights import digest_state
+    from ibsgl.reporting.score_files import method_settings, write_evaluation
+    from ibsgl.training.variants import PRETRAINED
+
+    started, step, device = time.time(), parse(Evaluate, settings), device_of(gpu)
+    files = {file.parent.name: file for file in weights}
+    if len(files) != len(weights) or files.keys() != step.methods.keys():
+        raise typer.BadParameter(
+            f"give one file for each of {', '.join(step.methods)}, not for {', '.join(file.parent.name for file in weights)}",
+            param_hint="--weights",
+        )
     images = dataset(index_file, root, step.network.image_size)
-    network = step.network.build(len(images.index.class_names), weights).to(device)
-    stored = Maps(maps_files, shard(images.pairs("test"), shard_number, step.shards))
-    write_scores(
+    classes = images.index.class_names
+    networks = {variant: step.network.build(len(classes), file).to(device) for variant, file in files.items()}
+    test, held_out, further = (
+        shard(images.pairs(split), shard_number, step.shards) for split in ("test", "held_out", "further")
+    )
+    methods = {
+        variant: {name: attribution.get(name, **chosen) for name, chosen in step.methods[variant].items()}
+        for variant in files
+    }
+    stored = {variant: Maps(of_variant, test) for variant, of_variant in _by_variant(maps_files, files).items()}
+    options: _Options = {"batch_size": batch_size, "device": device}
+    measured = measure_variants(
+        networks,
+        images,
+        test,
+        methods,
+        stored,
+        step.metrics,
+        step.deletion,
+        r=step.r,
+        seed=step.seed,
+        reference=PRETRAINED,
+        statistics=load_statistics(statistics_file, device),
+        **options,
+    )
+    of_split = [measured.predictions]
+    if further_ids := further["image_id"].drop_duplicates().tolist():
+        logits = predict_variants(networks, images, further_ids, **options)
+        of_split.append(predictions(images, "further", further_ids, logits))
+    # The file has the maps of the whole split. A shard's index is that of the split.
+    l_ib = torch.load(bottleneck_file, weights_only=True)
+    own, other = (l_ib[key][held_out.index.tolist()] for key in ("held_out", "held_out_other"))
+    labels = {name: method.label for of_variant in methods.values() for name, method in of_variant.items()}
+    write_evaluation(
         out,
-        score_maps(network, images, stored, step.metrics, batch_size=batch_size, device=device),
+        scores=measured.scores,
+        losses=held_out_losses(networks, images, held_out, own, r=step.r, cross_entropy=step.cross_entropy, **options),
+        predictions=pd.concat(of_split, ignore_index=True),
+        curves=measured.curves,
+        diagnostics=diagnostics(networks[PRETRAINED], images, held_out, own, other, **options),
         model=model,
-        variant=variant,
+        replicate=replicate,
         arch=step.network.arch,
-        labels=stored.labels,
-        made_with=stored.settings,
-        scored_with=step.to_dict(),
+        labels=labels | {name: label for maps in stored.values() for name, label in maps.labels.items()},
+        settings=method_settings(step.to_dict(), {variant: maps.settings for variant, maps in stored.items()}),
+        seed=step.seed,
         tags=provenance.collect(
             str(device),
             data_digest=images.index.digest,
-            weights_digest=digest_state(network.state_dict()),
-            class_names=list(images.index.class_names),
+            weights_digest={variant: digest_state(network.state_dict()) for variant, network in networks.items()},
+            class_names=list(classes),
         ),
         started=started,
     )
 
 
-@app.command()
-def evaluation(
-    scores_files: Annotated[list[Path], typer.Option("--scores", help="Scores of every shard. Repeatable.")],
-    out: Out,
-    records: Records = None,
-) -> None:
-    """One variant's scores: those of the shards in one file, and a record for each method."""
-    from ibsgl.reporting.scores import combine_scores
-
-    combined = combine_scores(scores_files)
-    combined.write(out)
-    for method, means in combined.means.items():
-        write_record(
-            records,
-            f"{combined.model}/{combined.variant}/{method}",
-            "evaluation",
-            combined.settings[method],
-            started=combined.started,
-            seconds=combined.seconds,
-            metrics=means,
-            tags=combined.tags,
-            artifacts=[out],
-        )
-
-
-@app.command()
-def deletion(
-    index_file: IndexFile,
-    root: Root,
-    weights: WeightsFiles,
-    maps_files: Annotated[list[Path], typer.Option("--maps", help="Eq. 3 maps, a file for each of --weights.")],
-    settings: Settings,
-    out: Out,
-    shard_number: Shard = 0,
-    gpu: Gpu = 0,
-    batch_size: BatchSize = 32,
-) -> None:
-    """Deletion curves of every variant's own gradient maps, for the test pairs of one shard (Figure 4)."""
-    import pandas as pd
-
-    from ibsgl.attribution.storage import Maps
-    from ibsgl.config.steps import Deletion
-    from ibsgl.data.index import shard
-    from ibsgl.evaluation.deletion import deletion_curves
-    from ibsgl.files import written
-
-    step, device = parse(Deletion, settings), device_of(gpu)
-    if len(weights) != len(maps_files):
-        raise typer.BadParameter(f"{len(weights)} state dicts and {len(maps_files)} files of maps", param_hint="--maps")
-    images = dataset(index_file, root, step.network.image_size)
-    pairs = shard(images.pairs("test"), shard_number, step.shards)
-    curves = [
-        deletion_curves(
-            step.network.build(len(images.index.class_names), file).to(device),
-            images,
-            Maps([maps_file], pairs, ["gradient"]),
-            step.deletion,
-            r=step.r,
-            seed=step.seed,
-            batch_size=batch_size,
-            device=device,
-        ).assign(variant=file.stem)
-        for file, maps_file in zip(weights, maps_files, strict=True)
-    ]
-    with written(out) as temporary:
-        pd.concat(curves, ignore_index=True).to_parquet(temporary)
+def _by_variant(maps_files: list[Path], variants: Container[str]) -> dict[str, list[Path]]:
+    """The files …/<variant>/maps/<method>/<shard>.parquet, by variant."""
+    found: dict[str, list[Path]] = {}
+    for file in maps_files:
+        names = file.parts[-4:]
+        if len(names) < 4 or names[1] != "maps" or names[0] not in variants:
+            raise typer.BadParameter(f"{file} is not …/<variant>/maps/<method>/<shard>.parquet", param_hint="--maps")
+        found.setdefault(names[0], []).append(file)
+    return found

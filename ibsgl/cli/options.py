@@ -23,7 +23,7 @@ Out = Annotated[Path, typer.Option("--out", help="The output file. It appears wh
 IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index.")]
 Root = Annotated[Path, typer.Option("--root", help="The data set's folder.")]
 Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
-WeightsFiles = Annotated[list[Path], typer.Option("--weights", help="State dicts named <variant>.pt. Repeatable.")]
+WeightsFiles = Annotated[list[Path], typer.Option("--weights", help="State dicts …/<variant>/network.pt. Repeatable.")]
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Feature statistics of the network.")]
 Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
 BatchSize = Annotated[
@@ -32,7 +32,12 @@ BatchSize = Annotated[
 Records = Annotated[Path | None, typer.Option("--records", help="Folder for the step's record, which MLflow shows.")]
 Shard = Annotated[int, typer.Option("--shard", min=0, help="Number of the shard, from 0.")]
 ModelName = Annotated[str, typer.Option("--model", help="The model's name in the config.")]
-Variant = Annotated[str, typer.Option("--variant", help="pretrained, control or guided.")]
+Variant = Annotated[str, typer.Option("--variant", help="The variant's name: control, guided, or one of the config.")]
+Replicate = Annotated[int, typer.Option("--replicate", min=0, help="Number of the replicate, from 0.")]
+Evaluations = Annotated[
+    list[Path],
+    typer.Option("--evaluation", help="Measured values: <model>/<replicate>/evaluation/<shard>. Repeatable."),
+]
 ConfigFiles = Annotated[
     list[Path],
     typer.Option("--config", help="The config file. A further file changes some keys of the first. Repeatable."),

@@ -1,57 +1,266 @@
-"""Commands of workflow/rules/results.smk: the paper's tables and figures."""
+"""Commands of workflow/rules/results.smk: the paper's tables and figures, and the verdicts on its claims."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ibsgl.cli.app import app
-from ibsgl.cli.options import Gpu, IndexFile, Records, Root, Settings, dataset, device_of, parse, write_record
+from ibsgl.cli.options import (
+    Evaluations,
+    Gpu,
+    IndexFile,
+    ModelName,
+    Records,
+    Root,
+    Settings,
+    dataset,
+    device_of,
+    parse,
+    write_record,
+)
+
+if TYPE_CHECKING:
+    from ibsgl.reporting.measurements import Measurements
+
+Published = Annotated[Path, typer.Option("--published", help="The paper's values and claims.")]
+
+
+def read_models(evaluations: list[Path]) -> dict[str, Measurements]:
+    """The measurements in the folders …/<model>/<replicate>/evaluation/<shard>, by model."""
+    from ibsgl.reporting.measurements import read_measurements
+
+    folders: dict[str, list[Path]] = {}
+    for folder in evaluations:
+        if len(folder.parts) < 4:
+            raise typer.BadParameter(
+                f"{folder} is not …/<model>/<replicate>/evaluation/<shard>", param_hint="--evaluation"
+            )
+        folders.setdefault(folder.parts[-4], []).append(folder)
+    return {model: read_measurements(of_model) for model, of_model in folders.items()}
+
+
+def write_evaluation_records(records: Path, measurements: Measurements) -> None:
+    """A record for each replicate, variant and method: the means of what was measured."""
+    rows, facts = measurements.scores, measurements.metadata
+    own = rows[rows["scored_on"] == rows["variant"]]
+    measured = [column for column in own.columns if own[column].dtype.kind == "f"]
+    for (replicate, variant, method), of_method in own.groupby(["replicate", "variant", "method"], sort=False):
+        write_record(
+            records,
+            f"{measurements.model}/{replicate}/{variant}/{method}",
+            "evaluation",
+            facts["settings"][f"{variant}/{method}"],
+            started=facts["started"],
+            seconds=facts["seconds"],
+            metrics=of_method[measured].mean().to_dict(),
+            tags={key: facts[key] for key in facts if key not in _OWN_FACTS},
+        )
+
+
+# Facts of an evaluation that are not tags of its records.
+_OWN_FACTS = {"settings", "labels", "started", "seconds", "seed", "model", "replicate"}
 
 
 @app.command()
-def table(
-    scores_files: Annotated[list[Path], typer.Option("--scores", help="Score files. Repeatable.")],
+def tables(
+    model: ModelName,
+    index_file: IndexFile,
+    evaluations: Evaluations,
     settings: Settings,
-    out: Annotated[Path, typer.Option("--out", help="The CSV; .md and .tex go beside it.")],
-    published: Annotated[Path, typer.Option("--published", help="The paper's values.")] = Path("results/published"),
+    out: Annotated[Path, typer.Option("--out", help="The folder of the tables.")],
+    published: Published = Path("results/published"),
     records: Records = None,
 ) -> None:
-    """One of Tables 1–4 as CSV, Markdown and LaTeX, beside the published values."""
+    """Two of Tables 1–4 beside the published values, the comparisons of the variants, and the tables that explain them."""
+    import pandas as pd
+
     from ibsgl import provenance
-    from ibsgl.config.steps import Table
-    from ibsgl.reporting.formats import write_table
+    from ibsgl.config.steps import Tables
+    from ibsgl.reporting.comparisons import comparison_table, cross_scoring_table, diagnostics_table
+    from ibsgl.reporting.effect import classification_table
+    from ibsgl.reporting.formats import write_comparisons_markdown, write_csv, write_table
+    from ibsgl.reporting.measurements import read_measurements
     from ibsgl.reporting.notes import method_notes
-    from ibsgl.reporting.scores import read_scores
     from ibsgl.reporting.tables import NOT_RUN, table_of_run
 
-    started, step = time.time(), parse(Table, settings)
-    config, scores = step.resolved(), read_scores(scores_files)
-    built = table_of_run(scores, step.number, config, step.model, published)
-    write_table(built, out, notes=method_notes(config, step.model))
+    started, step = time.time(), parse(Tables, settings)
+    config, measurements = step.resolved(), read_measurements(evaluations)
+    average, variants = config.tables.average, config.variant_names
+    tags = provenance.collect("cpu", data_digest=measurements.metadata["data_digest"])
+    place = list(config.models).index(model)
+    for number in (place + 1, place + 3):
+        built = table_of_run(measurements, number, config, model, published)
+        csv = out / f"table{number}.csv"
+        write_table(built, csv, notes=method_notes(config, model))
+        write_record(
+            records,
+            f"table{number}",
+            "table",
+            step.to_dict(),
+            started=started,
+            metrics={
+                f"{row.variant}.{row.method}.{row.metric}": float(row.value)
+                for row in built[built["value"] != NOT_RUN].itertuples()
+            },
+            tags=tags,
+            artifacts=[csv, csv.with_suffix(".md"), csv.with_suffix(".tex")],
+        )
+    compared = comparison_table(measurements, variants, multilabel=config.data.multilabel, average=average)
+    csv = out / f"comparisons_{model}.csv"
+    write_csv(compared, csv)
+    write_comparisons_markdown(compared, csv.with_suffix(".md"), model=model)
+    # Only what the index says about the images is read here, no image.
+    images = dataset(index_file, Path(), 1)
+    difficult = pd.DataFrame(images.difficult("test").numpy(), index=pd.Index(images.ids("test"), name="image_id"))
+    others = {
+        "classification": classification_table(measurements, difficult, multilabel=config.data.multilabel),
+        "cross_scoring": cross_scoring_table(measurements, variants, average=average),
+        "diagnostics": diagnostics_table(measurements),
+    }
+    for name, table in others.items():
+        write_csv(table, out / f"{name}_{model}.csv")
+    diagnosed = others["diagnostics"].dropna(subset="value")
     write_record(
         records,
-        f"table{step.number}",
+        f"comparisons_{model}",
         "table",
         step.to_dict(),
         started=started,
-        metrics={
-            f"{row.variant}.{row.method}.{row.metric}": float(row.value)
-            for row in built[built["value"] != NOT_RUN].itertuples()
-        },
-        tags=provenance.collect("cpu", data_digest=next(iter(scores.attrs["metadata"].values()))["data_digest"]),
-        artifacts=[out, out.with_suffix(".md"), out.with_suffix(".tex")],
+        metrics={f"{row.comparison}.{row.metric}": float(row.value) for row in compared.itertuples()}
+        | {f"diagnostics.{row.quantity}": float(row.value) for row in diagnosed.itertuples()},
+        tags=tags,
+        artifacts=[csv, csv.with_suffix(".md"), *(out / f"{name}_{model}.csv" for name in others)],
     )
+    if records is not None:
+        write_evaluation_records(records, measurements)
+
+
+@app.command()
+def claims(
+    evaluations: Evaluations,
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The verdicts as CSV; .md goes beside it.")],
+    published: Published = Path("results/published"),
+    records: Records = None,
+) -> None:
+    """The verdict on each claim of the paper: effect, interval, every replicate's value, and one sentence."""
+    from ibsgl import provenance
+    from ibsgl.config.steps import Claims
+    from ibsgl.reporting.claims import evaluate_claims, read_claims, write_claims
+    from ibsgl.reporting.tables import deviations_of_run
+
+    started, step = time.time(), parse(Claims, settings)
+    config, measured = step.resolved(), read_models(evaluations)
+    table = evaluate_claims(
+        read_claims(published),
+        measured,
+        config.variant_names,
+        data=config.name if config.data.source == "voc" else config.data.source,
+        deviations={model: deviations_of_run(of, config, model, published) for model, of in measured.items()},
+        multilabel=config.data.multilabel,
+        average=config.tables.average,
+    )
+    write_claims(table, out)
+    write_record(
+        records,
+        "claims",
+        "table",
+        step.to_dict(),
+        started=started,
+        metrics={f"{row.model}.{row.claim}": float(row.effect) for row in table.dropna(subset="effect").itertuples()},
+        tags=provenance.collect("cpu", data_digest=next(iter(measured.values())).metadata["data_digest"]),
+        artifacts=[out, out.with_suffix(".md")],
+    )
+
+
+@app.command()
+def sensitivity(
+    evaluations: Evaluations,
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The changes as CSV; .md and the plots (PNG, PDF) go beside it.")],
+    alternatives: Annotated[
+        list[Path],
+        typer.Option("--alternative", help="…/<alternative>/<model>/<replicate>/evaluation/<shard>. Repeatable."),
+    ] = [],  # noqa: B006
+    published: Published = Path("results/published"),
+    records: Records = None,
+) -> None:
+    """How much every alternative changes the effects behind the claims: a table and tornado plots."""
+    from ibsgl import provenance
+    from ibsgl.config.steps import Sensitivity
+    from ibsgl.reporting import figures
+    from ibsgl.reporting.claims import read_claims
+    from ibsgl.reporting.sensitivity import sensitivity_table, tornado, write_sensitivity
+
+    started, step = time.time(), parse(Sensitivity, settings)
+    config = step.resolved()
+    # What an alternative did not measure anew is that of the base.
+    folders: dict[str, dict[tuple[str, ...], Path]] = {}
+    base = {folder.parts[-4:]: folder for folder in evaluations}
+    for folder in alternatives:
+        if len(folder.parts) < 5:
+            raise typer.BadParameter(f"{folder} is not …/<alternative>/<model>/…", param_hint="--alternative")
+        folders.setdefault(folder.parts[-5], dict(base))[folder.parts[-4:]] = folder
+    table = sensitivity_table(
+        read_claims(published),
+        config,
+        read_models(evaluations),
+        {name: read_models(list(of_alternative.values())) for name, of_alternative in folders.items()},
+    )
+    write_sensitivity(table, out)
+    figures.save(tornado(table), out.with_suffix(".png"))
+    write_record(
+        records,
+        "sensitivity",
+        "table",
+        step.to_dict(),
+        started=started,
+        metrics={},
+        tags=provenance.collect("cpu"),
+        artifacts=[out, *(out.with_suffix(kind) for kind in (".md", ".png", ".pdf"))],
+    )
+
+
+@app.command()
+def measured(
+    claims_file: Annotated[Path, typer.Option("--claims", help="The verdicts as CSV, with .md beside it.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The page (Markdown); the CSV goes beside it.")],
+) -> None:
+    """The verdicts of a run as a page of the documentation, with the config's digest, versions and device."""
+    import shutil
+
+    from ibsgl import provenance
+    from ibsgl.config.steps import Claims
+    from ibsgl.files import written
+
+    step, facts = parse(Claims, settings), provenance.collect("cpu")
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch", "ibsgl"))
+    lines = [
+        f"# The answer of the run `{step.resolved().name}`",
+        "",
+        f"Made by `snakemake {step.resolved().name}` on {facts['device']}, with {versions}.",
+        f"SHA-256 of settings and code: `{step.digest()}`.",
+        "",
+    ]
+    with written(out) as temporary:
+        temporary.write_text("\n".join(lines) + claims_file.with_suffix(".md").read_text(encoding="utf-8"))
+    with written(out.with_suffix(".csv")) as temporary:
+        shutil.copyfile(claims_file, temporary)
 
 
 @app.command()
 def figure(
     index_file: IndexFile,
     root: Root,
-    weights: Annotated[list[Path], typer.Option("--weights", help="State dicts <model>/<variant>.pt. Repeatable.")],
+    weights: Annotated[
+        list[Path],
+        typer.Option("--weights", help="State dicts <model>/<replicate>/<variant>/network.pt. Repeatable."),
+    ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF goes beside it.")],
     gpu: Gpu = 0,
@@ -64,15 +273,15 @@ def figure(
     from ibsgl.suppression import SuppressionSettings
 
     started, step, device = time.time(), parse(Figure, settings), device_of(gpu)
-    files = {(file.parent.name, file.stem): file for file in weights}
+    files = {(file.parents[2].name, file.parent.name): file for file in weights}
     examples, digest = {}, None
-    for model in dict.fromkeys(file.parent.name for file in weights):
+    for model in dict.fromkeys(model for model, _ in files):
         network = step.settings_of(model)
         images = dataset(index_file, root, network.image_size)
         digest = images.index.digest
         for variant in ("pretrained", "guided"):
             if (model, variant) not in files:
-                raise typer.BadParameter(f"give {model}/{variant}.pt too", param_hint="--weights")
+                raise typer.BadParameter(f"give {variant}/network.pt of {model} too", param_hint="--weights")
         before, after = (
             network.build(len(images.index.class_names), files[model, variant]).to(device)
             for variant in ("pretrained", "guided")
@@ -96,9 +305,7 @@ def figure(
 
 @app.command()
 def figure4(
-    curves_files: Annotated[
-        list[Path], typer.Option("--curves", help="…/<model>/deletion/<shard>.parquet. Repeatable.")
-    ],
+    evaluations: Evaluations,
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF and the plotted values (CSV) go beside it.")],
     records: Records = None,
@@ -110,10 +317,10 @@ def figure4(
     from ibsgl.reporting.formats import write_csv
 
     started, step = time.time(), parse(Figure4, settings)
-    curves = figures.read_curves(curves_files)
+    curves = figures.read_curves(evaluations)
     for model in curves["model"].unique():
         step.settings_of(model)
-    drawn, values = figures.figure4(curves, r=step.r, seed=step.seed, resamples=step.resamples)
+    drawn, values = figures.figure4(curves, r=step.r)
     figures.save(drawn, out)
     write_csv(values, out.with_suffix(".csv"))
     areas = values.drop_duplicates(["model", "variant"])

@@ -58,7 +58,8 @@ def settings(
     step: Annotated[str, typer.Argument(help="classifier, guide, maps, …")],
     configfiles: ConfigFiles = DEFAULT_CONFIG,
     where: Annotated[
-        list[str] | None, typer.Option("--where", help="model=…, variant=…, group=…, number=…. Repeatable.")
+        list[str] | None,
+        typer.Option("--where", help="model=…, replicate=…, variant=…, method=…, number=…. Repeatable."),
     ] = None,
 ) -> None:
     """Print the settings that a step of this config depends on, ready for --settings."""

@@ -1,4 +1,4 @@
-"""Commands of workflow/rules/training.smk: the networks, and whether guidance did what it optimises."""
+"""Commands of workflow/rules/training.smk: the networks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ibsgl.cli.options import (
     Root,
     Settings,
     StatisticsFile,
+    Variant,
     Weights,
-    WeightsFiles,
     dataset,
     device_of,
     load_statistics,
@@ -50,7 +50,7 @@ def classifier(
     started, step, device = time.time(), parse(Classifier, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)
     network = starting_network(
-        step.network, images.index.class_names, model=model, seed=step.seed, epochs=step.training.epochs
+        step.network, images.index.class_names, model=model, seed=step.training_seed, epochs=step.training.epochs
     ).to(device)
     start = step.network.weights_file
     checkpoint = out.with_suffix(".checkpoint")
@@ -58,8 +58,8 @@ def classifier(
         network,
         images,
         step.training,
-        name=f"{model} classifier",
-        seed=step.seed,
+        name=f"{model} classifier {step.replicate}",
+        seed=step.training_seed,
         device=device,
         checkpoint=checkpoint,
         digest=step.digest(images.index.digest, device.type, *([provenance.digest_file(start)] if start else [])),
@@ -68,7 +68,7 @@ def classifier(
     save_tensors(out, network.state_dict())
     write_record(
         records,
-        f"{model}/classifier",
+        f"{model}/{step.replicate}/pretrained",
         "training",
         step.to_dict(),
         started=started,
@@ -80,28 +80,7 @@ def classifier(
     )
     checkpoint.unlink(missing_ok=True)
     key, value = next(iter(scores.items()))
-    typer.echo(f"{model}: test {key} {value:.4f}")
-
-
-@app.command()
-def statistics(
-    index_file: IndexFile,
-    root: Root,
-    weights: Weights,
-    settings: Settings,
-    out: Out,
-    gpu: Gpu = 0,
-    batch_size: BatchSize = 32,
-) -> None:
-    """Mean and standard deviation of the feature map over the training images (Section 3.2)."""
-    from ibsgl.config.steps import Statistics
-    from ibsgl.files import save_tensors
-    from ibsgl.precompute import feature_statistics
-
-    step, device = parse(Statistics, settings), device_of(gpu)
-    images = dataset(index_file, root, step.network.image_size)
-    network = step.network.build(len(images.index.class_names), weights).to(device)
-    save_tensors(out, feature_statistics(network, images, batch_size, device).state_dict())
+    typer.echo(f"{model} classifier {step.replicate}: test {key} {value:.4f}")
 
 
 @app.command()
@@ -109,40 +88,45 @@ def bottleneck(
     index_file: IndexFile,
     root: Root,
     weights: Weights,
-    statistics_file: Annotated[Path, typer.Option("--statistics", help="Feature statistics of the network.")],
     settings: Settings,
+    statistics_out: Annotated[Path, typer.Option("--statistics", help="The feature statistics of the network.")],
     out: Out,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """L^ib of every training and held-out pair, for the guidance (equations 4–9)."""
+    """Feature statistics (Section 3.2), and L^ib of every training and held-out pair (equations 4-9)."""
     from ibsgl.config.steps import BottleneckMaps
     from ibsgl.files import save_tensors
-    from ibsgl.precompute import bottleneck_maps
+    from ibsgl.precompute import bottleneck_maps, feature_statistics, other_targets
 
     step, device = parse(BottleneckMaps, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)
     network = step.network.build(len(images.index.class_names), weights).to(device)
-    known = load_statistics(statistics_file, device)
+    statistics = feature_statistics(network, images, batch_size, device)
+    held_out = images.pairs("held_out")
+    # L^ib of the likeliest other class shows whether the bottleneck depends on the class at all.
+    other = held_out.assign(target=other_targets(network, images, held_out, batch_size, device).numpy())
     maps = {
-        split: bottleneck_maps(
+        name: bottleneck_maps(
             network,
             images,
-            images.pairs(split),
+            pairs,
             step.bottleneck,
-            known,
+            statistics.to(device),
             seed=step.seed,
             batch_size=batch_size,
             device=device,
         )
-        for split in ("train", "held_out")
+        for name, pairs in (("train", images.pairs("train")), ("held_out", held_out), ("held_out_other", other))
     }
+    save_tensors(statistics_out, statistics.to("cpu").state_dict())
     save_tensors(out, maps)
 
 
 @app.command()
 def guide(
     model: ModelName,
+    variant: Variant,
     index_file: IndexFile,
     root: Root,
     weights: Weights,
@@ -153,14 +137,14 @@ def guide(
     gpu: Gpu = 0,
     records: Records = None,
 ) -> None:
-    """Guided training (Algorithm 1), or its control, whose settings have no guidance."""
+    """Train a variant: with guidance (Algorithm 1), or as the control, whose settings have no guidance."""
     import torch
 
     from ibsgl import provenance
     from ibsgl.config.steps import Guide
     from ibsgl.files import save_tensors
     from ibsgl.networks.weights import digest_state
-    from ibsgl.training.guided import train_guided
+    from ibsgl.training.guided import collapsed, train_guided
     from ibsgl.training.scores import classification_scores
 
     started, step, device = time.time(), parse(Guide, settings), device_of(gpu)
@@ -181,8 +165,9 @@ def guide(
         l_ib=torch.load(bottleneck_file, weights_only=True)["train"] if bottleneck_file else None,
         bottleneck=step.bottleneck,
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
-        name=f"{model} {step.variant}",
-        seed=step.seed,
+        name=f"{model} {variant} {step.replicate}",
+        seed=step.training_seed,
+        noise_seed=step.seed,
         device=device,
         checkpoint=checkpoint,
         digest=step.digest(images.index.digest, device.type, *map(provenance.digest_file, inputs)),
@@ -192,77 +177,16 @@ def guide(
     key = next(iter(before))
     write_record(
         records,
-        f"{model}/{step.variant}",
+        f"{model}/{step.replicate}/{variant}",
         "training",
         step.to_dict(),
         started=started,
-        metrics={f"test_{key}_before": before[key]} | {f"test_{name}": value for name, value in after.items()},
+        metrics={f"test_{key}_before": before[key], "collapsed": float(collapsed(history))}
+        | {f"test_{name}": value for name, value in after.items()},
         history=history,
         tags=provenance.collect(
             str(device), data_digest=images.index.digest, weights_digest=digest_state(network.state_dict())
         ),
     )
     checkpoint.unlink(missing_ok=True)
-    typer.echo(f"{model} {step.variant}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")
-
-
-@app.command()
-def effect(
-    model: ModelName,
-    index_file: IndexFile,
-    root: Root,
-    weights: WeightsFiles,
-    bottleneck_file: Annotated[Path, typer.Option("--bottleneck", help="L^ib of the held-out pairs.")],
-    settings: Settings,
-    out: Annotated[Path, typer.Option("--out", help="Losses of each image (Parquet).")],
-    predictions_out: Annotated[Path, typer.Option("--predictions", help="Test logits and labels (Parquet).")],
-    table_out: Annotated[Path, typer.Option("--table", help="The comparison as CSV; .md goes beside it.")],
-    classes_out: Annotated[
-        Path, typer.Option("--classes", help="Each variant's classification, class by class (CSV).")
-    ],
-    gpu: Gpu = 0,
-    batch_size: BatchSize = 32,
-    records: Records = None,
-) -> None:
-    """Did guidance do what it optimises? L_CE, L_SS and accuracy of every variant, and guided against control."""
-    import torch
-
-    from ibsgl import provenance
-    from ibsgl.config.steps import Effect
-    from ibsgl.evaluation.effect import guidance_effect
-    from ibsgl.files import written
-    from ibsgl.reporting.effect import classification_table, guidance_table
-    from ibsgl.reporting.formats import write_csv, write_guidance_markdown
-
-    started, step, device = time.time(), parse(Effect, settings), device_of(gpu)
-    images = dataset(index_file, root, step.network.image_size)
-    names = images.index.class_names
-    losses, predictions = guidance_effect(
-        ((file.stem, step.network.build(len(names), file).to(device)) for file in weights),
-        images,
-        torch.load(bottleneck_file, weights_only=True)["held_out"],
-        r=step.r,
-        cross_entropy=step.cross_entropy,
-        batch_size=batch_size,
-        device=device,
-    )
-    multilabel = step.network.multilabel
-    table = guidance_table(losses, predictions, multilabel=multilabel, seed=step.seed, resamples=step.resamples)
-    for frame, path in ((losses, out), (predictions, predictions_out)):
-        with written(path) as temporary:
-            frame.to_parquet(temporary)
-    write_csv(table, table_out)
-    markdown = table_out.with_suffix(".md")
-    write_guidance_markdown(table, markdown, model=model)
-    difficult = images.difficult("test").numpy()
-    write_csv(classification_table(predictions, names, difficult, multilabel=multilabel), classes_out)
-    write_record(
-        records,
-        f"{model}/effect",
-        "table",
-        step.to_dict(),
-        started=started,
-        metrics={f"{row.variant}.{row.metric}": float(row.value) for row in table.itertuples()},
-        tags=provenance.collect(str(device), data_digest=images.index.digest),
-        artifacts=[table_out, markdown, classes_out],
-    )
+    typer.echo(f"{model} {variant} {step.replicate}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")

@@ -10,11 +10,14 @@ import yaml
 
 from ibsgl import attribution
 from ibsgl.config.schema import Config, merge, parse
+from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
 
 
 def check(config: Config, data: bool = True) -> Config:
-    """``config`` itself if networks can be built and methods made from it. Without ``data`` files and folders may be missing.
+    """``config`` itself if networks can be built and methods made from it and from each alternative.
+
+    Without ``data`` files and folders may be missing.
 
     Raises:
         ConfigError: one line that begins with the key.
@@ -24,14 +27,17 @@ def check(config: Config, data: bool = True) -> Config:
     except ValueError as error:
         raise ConfigError(f"data.{error}") from error
     for name in config.models:
-        _check_model(config, name, data)
+        _check_network(config, name, data)
+        _check_methods(config, name)
+    for name in config.alternatives:
+        _check_alternative(config, name, data)
     if data and config.data.folder and not config.data.archives and not Path(config.data_root).is_dir():
         hint = "; give data.download to have it fetched" if "download" in type(config.data).model_fields else ""
         raise ConfigError(f"data.root: there is no folder {config.data_root!r}{hint}")
     return config
 
 
-def _check_model(config: Config, name: str, data: bool) -> None:
+def _check_network(config: Config, name: str, data: bool) -> None:
     network = config.network(name)
     try:
         network.check()
@@ -39,14 +45,50 @@ def _check_model(config: Config, name: str, data: bool) -> None:
         raise ConfigError(f"models.{name}.{error}") from error
     if data and network.weights_file and not Path(network.weights_file).is_file():
         raise ConfigError(f"models.{name}.weights: there is no file {network.weights_file!r}")
-    resolved = config.for_model(name)
+
+
+def _check_methods(config: Config, model: str) -> None:
+    resolved = config.for_model(model)
     for method, settings in resolved.methods.items():
         try:
             attribution.get(method, **settings)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"methods.{method}: {error}") from error
     if set(resolved.methods) != set(config.methods):
-        raise ConfigError(f"models.{name}.override.methods: may change settings, not add methods")
+        raise ConfigError(f"models.{model}.override.methods: may change settings, not add methods")
+
+
+def _check_alternative(config: Config, name: str, data: bool) -> None:
+    """``ConfigError`` if the alternative ``name`` cannot be run, or cannot be compared with ``config``."""
+    other = config.alternative(name)
+    for key in sorted(_FIXED & config.alternatives[name].keys()):
+        raise ConfigError(f"alternatives.{name}.{key}: an alternative cannot change this key")
+    if other.models.keys() != config.models.keys():
+        raise ConfigError(f"alternatives.{name}.models: an alternative has the networks of the config, no others")
+    if _images(other) != _images(config):
+        raise ConfigError(f"alternatives.{name}.data: all alternatives use the images of the config; change other keys")
+    try:
+        other.data.check()
+    except ValueError as error:
+        raise ConfigError(f"alternatives.{name}.data.{error}") from error
+    try:
+        for model in other.models:
+            # What equals the config's is checked already.
+            if other.network(model) != config.network(model):
+                _check_network(other, model, data)
+            if other.for_model(model).methods != config.for_model(model).methods:
+                _check_methods(other, model)
+    except ConfigError as error:
+        raise ConfigError(f"alternatives.{name}.{error}") from error
+
+
+# Keys of the whole run.
+_FIXED = {"name", "seed", "device", "alternatives"}
+
+
+def _images(config: Config) -> tuple[str, Step | None]:
+    """The folder of the images and, if they are generated, what they are generated from."""
+    return config.data_root, step_of(config, "data") if config.data.generated else None
 
 
 def load(values: Mapping[str, Any], data: bool = True) -> Config:

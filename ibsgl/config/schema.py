@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
@@ -25,18 +25,19 @@ from ibsgl.networks.registry import NetworkSettings
 from ibsgl.settings import Positive, Settings
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
+from ibsgl.training.variants import CONTROL, GUIDED, PRETRAINED
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 # Methods that are in every table. The config lists the others.
 BUILT_IN_METHODS = ("gradient", "bottleneck")
 SANITY_METHODS = ("center", "random", "oracle")
-# The group of methods that share one job and its passes.
-SINGLE_PASS = "single_pass"
 # Sections that ``models.<name>.override`` may change.
 OVERRIDABLE = ("classifier", "bottleneck", "suppression", "guidance", "methods")
+# Keys of ``guidance`` that a variant may change. The rest is the same for all variants, so that they differ in one thing.
+VARIED = ("teacher", "loss", "mode")
 # Folders of results/<name> beside those of the models.
-_FOLDERS = {"benchmarks", "data", "figures", "logs", "records", "tables"}
+_FOLDERS = {"alternatives", "benchmarks", "claims", "data", "figures", "logs", "records", "tables"}
 
 
 class Model(NetworkSettings):
@@ -57,14 +58,22 @@ class Guidance(GuidanceSettings):
     training: TrainingSettings = TrainingSettings()
 
 
+class MethodsOn(Settings):
+    """Where methods of many passes are run. Methods of one pass are run on every variant of every replicate."""
+
+    variants: list[Name] = Field(
+        ["pretrained", "guided"], description="the variants on which methods of many passes are run"
+    )
+    replicates: Positive = Field(
+        1, description="the number of replicates, from the first, in which methods of many passes are run"
+    )
+
+
 class Tables(Settings):
     """How scores become tables."""
 
     average: Literal["pairs", "classes"] = Field(
         "pairs", description="mean over (image, class) pairs, or over the classes' means"
-    )
-    resamples: int = Field(
-        10000, ge=100, description="number of bootstrap resamples behind every 95 % interval. Images are resampled"
     )
 
 
@@ -88,6 +97,11 @@ class Config(Settings):
         description="the one seed. Every other seed is derived from it by name (training, method, image id), so batches, "
         "shards and order never change a draw",
     )
+    replicates: Positive = Field(
+        1,
+        description="how often the whole pipeline is trained, each time with a training seed of its own. Data, split, "
+        "masks and noise stay the same. A verdict needs at least 5",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="`auto` takes a GPU if torch finds one; the environment variable `IBSGL_GPU` (0 or 1) overrides this. "
@@ -107,11 +121,22 @@ class Config(Settings):
     bottleneck: Bottleneck = Bottleneck()
     suppression: SuppressionSettings = SuppressionSettings()
     guidance: Guidance = Guidance()
+    variants: dict[Name, dict[str, Any]] = Field(
+        {},
+        description="further variants of each network, and what each changes of `guidance` (`teacher`, `loss`, `mode`). "
+        "`pretrained`, `control` (`loss: none`) and `guided` are always there",
+    )
     methods: dict[Name, dict[str, Any]]
+    methods_on: MethodsOn = MethodsOn()
     metrics: MetricSettings = MetricSettings()
     deletion: DeletionSettings = DeletionSettings()
     figures: Figures = Figures()
     tables: Tables = Tables()
+    alternatives: dict[Name, dict[str, Any]] = Field(
+        {},
+        description="a sensitivity study: by name, what each alternative changes of this config. Each is compared with the "
+        "config itself on the same replicates. A step that an alternative does not change is not run again",
+    )
 
     @field_validator("models")
     @classmethod
@@ -138,13 +163,72 @@ class Config(Settings):
             return methods
         return {name: {} if settings is None else settings for name, settings in methods.items()}
 
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Config:
+        for name, changes in self.variants.items():
+            if name == PRETRAINED:
+                raise ValueError(f"variants.{name}: this variant has no guidance; call yours something else")
+            if name == "evaluation":
+                raise ValueError(
+                    f"variants.{name}: this is a folder of the results already; call the variant something else"
+                )
+            if name in (CONTROL, GUIDED):
+                raise ValueError(f"variants.{name}: this variant is always there and is what `guidance` makes it")
+            for key in changes:
+                if key not in VARIED:
+                    raise ValueError(
+                        f"variants.{name}.{key}: a variant may change {', '.join(VARIED)} of guidance only"
+                    )
+            self.guidance_of(name)
+        for name in self.methods_on.variants:
+            if name not in self.variant_names:
+                raise ValueError(
+                    f"methods_on.variants: there is no variant {name!r}; take {', '.join(self.variant_names)}"
+                )
+        if self.methods_on.replicates > self.replicates:
+            raise ValueError(
+                f"methods_on.replicates: {self.methods_on.replicates} of {self.replicates} replicates; raise `replicates`"
+            )
+        return self
+
+    @property
+    def variant_names(self) -> list[str]:
+        """Every variant of a network, in the order of the tables."""
+        return [PRETRAINED, CONTROL, GUIDED, *self.variants]
+
+    @property
+    def trained_variants(self) -> list[str]:
+        """The variants that are trained further from the pretrained one."""
+        return self.variant_names[1:]
+
+    def guidance_of(self, variant: str) -> GuidanceSettings:
+        """What guidance adds to the loss of ``variant``. With the loss ``none`` it adds nothing."""
+        changes = {"loss": "none"} if variant == CONTROL else self.variants.get(variant, {})
+        values = self.guidance.model_dump(exclude={"training"}) | changes
+        if values["teacher"] != "bottleneck":
+            # Only L^ib can be computed as training goes. The maps of other teachers are made before.
+            values["bottleneck_network"] = "pretrained"
+        try:
+            return GuidanceSettings.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(describe(error, f"variants.{variant}.")) from None
+
+    def alternative(self, name: str) -> Config:
+        """The config of the alternative ``name``."""
+        if name not in self.alternatives:
+            raise ConfigError(f"there is no alternative {name!r}; take one of {', '.join(self.alternatives)}")
+        values = merge(self.model_dump(exclude={"alternatives"}), self.alternatives[name])
+        return parse(values, f"alternatives.{name}.")
+
     def for_model(self, model: str) -> Config:
         """This config with ``models.<model>.override`` merged in."""
         override = self.models[model].override
         for key in override:
             if key not in OVERRIDABLE:
                 raise ConfigError(f"models.{model}.override.{key}: only {', '.join(OVERRIDABLE)} can be overridden")
-        return parse(merge(self.model_dump(), override), f"models.{model}.override.") if override else self
+        if not override:
+            return self
+        return parse(merge(self.model_dump(exclude={"alternatives"}), override), f"models.{model}.override.")
 
     def network(self, model: str) -> NetworkSettings:
         """What it takes to build the network ``model``."""
@@ -172,29 +256,35 @@ class Config(Settings):
             return self.bottleneck.model_dump()
         return self.methods.get(method, {})
 
-    def evaluations(self) -> list[tuple[str, str]]:
-        """Every (variant, method) that a table of this config needs, in the tables' order."""
+    def methods_of(self, variant: str, replicate: int = 0) -> list[str]:
+        """The methods that are run on ``variant`` in ``replicate``, in the tables' order."""
+        heavy_too = variant in self.methods_on.variants and replicate < self.methods_on.replicates
+        methods = [method for method in self.methods if heavy_too or is_light(method)]
+        if variant == PRETRAINED:
+            return [*methods, *BUILT_IN_METHODS, *SANITY_METHODS]
+        return [*methods, "gradient"]
+
+    def light_methods(self, variant: str) -> list[str]:
+        """The methods of ``variant`` whose maps are made in the job that scores them."""
+        return [method for method in self.methods_of(variant) if is_light(method)]
+
+    def evaluations(self) -> list[tuple[int, str, str]]:
+        """Every (replicate, variant, method) that is run on each network, in the tables' order."""
         return [
-            *(("pretrained", method) for method in self.methods),
-            ("guided", "gradient"),
-            ("pretrained", "gradient"),
-            ("control", "gradient"),
-            ("pretrained", "bottleneck"),
-            *(("guided", method) for method in self.methods),
-            *(("pretrained", method) for method in SANITY_METHODS),
+            (replicate, variant, method)
+            for replicate in range(self.replicates)
+            for variant in self.variant_names
+            for method in self.methods_of(variant, replicate)
         ]
 
-    def groups(self, variant: str) -> dict[str, list[str]]:
-        """The methods that the tables need on ``variant``, by the job that makes their maps.
+    def heavy_methods(self, variant: str, replicate: int = 0) -> list[str]:
+        """The methods of ``variant`` that have jobs of their own, so that the settings of one re-run no other."""
+        return [method for method in self.methods_of(variant, replicate) if not is_light(method)]
 
-        A method has a job of its own, so that its settings re-run nothing else. Methods of a single pass share one job: to
-        start a job costs more than any of them, and they share the pass.
-        """
-        groups: dict[str, list[str]] = {}
-        for where, method in self.evaluations():
-            if where == variant:
-                groups.setdefault(SINGLE_PASS if attribution.is_single_pass(method) else method, []).append(method)
-        return groups
+
+def is_light(method: str) -> bool:
+    """Whether the maps of ``method`` cost less than to start a job: those of one pass, and those that every table has."""
+    return method in (*BUILT_IN_METHODS, *SANITY_METHODS) or attribution.is_single_pass(method)
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,5 +330,5 @@ def describe(error: ValidationError, where: str = "") -> str:
         if not isinstance(first["input"], Mapping):
             reason += f" (it is {first['input']!r})"
     more = f" (and {len(others)} more problems)" if others else ""
-    key = where + ".".join(map(str, path))
+    key = (where + ".".join(map(str, path))).rstrip(".")
     return f"{key}: {reason}{more}" if key else f"{reason}{more}"

@@ -23,10 +23,12 @@ from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import MetricSettings
 from ibsgl.networks.registry import NetworkSettings
+from ibsgl.randomness import derive_seed
 from ibsgl.settings import Settings
 from ibsgl.source_code import source_digest
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
+from ibsgl.training.variants import PRETRAINED
 
 # What every step that reads images and builds a network calls.
 _NETWORK = ("ibsgl.data.loading", "ibsgl.networks.registry")
@@ -43,7 +45,7 @@ class Step(Settings, ABC):
 
     @classmethod
     def from_config(cls, config: Config, **where: Any) -> Self:
-        """The settings of a job. ``where`` holds its wildcards: ``model``, ``variant``, ``group``, ``number``."""
+        """The settings of a job. ``where`` holds its wildcards: those of :data:`WILDCARDS`."""
         # Plain values everywhere: then all of them are in :meth:`to_json`, defaults too.
         values = cls._values(config, **where)
         if "seed" in cls.model_fields:
@@ -138,30 +140,29 @@ class Index(Step):
         return (type(self.data).__module__,)
 
 
-class Classifier(_NetworkStep):
+class _TrainingStep(_NetworkStep, ABC):
+    seed: int
+    replicate: int
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of the weights and of the order of the images. Every other draw comes from ``seed``."""
+        return derive_seed(self.seed, "replicate", self.replicate)
+
+
+class Classifier(_TrainingStep):
     """Training the classifier."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.classifier", "ibsgl.training.scores")
-    seed: int
     training: ClassifierSettings
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {"training": config.classifier.model_dump()}
-
-
-class Statistics(_NetworkStep):
-    """Feature statistics of one variant."""
-
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.precompute",)
-
-    @staticmethod
-    def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {}
+        return {"replicate": int(where["replicate"]), "training": config.classifier.model_dump()}
 
 
 class BottleneckMaps(_NetworkStep):
-    """L^ib of the training pairs."""
+    """Feature statistics of the pretrained variant, and L^ib of the training and held-out pairs."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.precompute",)
     seed: int
@@ -172,25 +173,23 @@ class BottleneckMaps(_NetworkStep):
         return {"bottleneck": config.bottleneck.model_dump()}
 
 
-class Guide(_NetworkStep):
-    """Guided training, or its control: then there is no guidance."""
+class Guide(_TrainingStep):
+    """Training of a variant from the pretrained one: with guidance, or as the control without."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.training.guided", "ibsgl.training.scores")
-    seed: int
-    variant: Literal["guided", "control"]
     training: TrainingSettings
+    # ``None``: nothing is added to the loss.
     guidance: GuidanceSettings | None = None
     suppression: SuppressionSettings | None = None
     # Only where L^ib is computed as training goes.
     bottleneck: Bottleneck | None = None
 
     @model_validator(mode="after")
-    def _settings_of_the_variant(self) -> Self:
+    def _settings_fit(self) -> Self:
         current = self.guidance is not None and self.guidance.bottleneck_network == "current"
-        wanted = {"guidance": self.variant == "guided", "suppression": self.variant == "guided", "bottleneck": current}
-        for key, needed in wanted.items():
+        for key, needed in {"suppression": self.guidance is not None, "bottleneck": current}.items():
             if needed != (getattr(self, key) is not None):
-                raise ValueError(f"{key}: {self.variant} {'needs this key' if needed else 'has no such key'}")
+                raise ValueError(f"{key}: this training {'needs this key' if needed else 'has no such key'}")
         return self
 
     @property
@@ -200,20 +199,20 @@ class Guide(_NetworkStep):
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
-        guidance = config.guidance
-        part: dict[str, Any] = {"variant": where["variant"], "training": guidance.training.model_dump()}
-        if where["variant"] != "control":
-            part |= {
-                "guidance": guidance.model_dump(exclude={"training"}),
-                "suppression": config.suppression.model_dump(),
-            }
+        guidance = config.guidance_of(where["variant"])
+        part: dict[str, Any] = {
+            "replicate": int(where["replicate"]),
+            "training": config.guidance.training.model_dump(),
+        }
+        if guidance.loss != "none":
+            part |= {"guidance": guidance.model_dump(), "suppression": config.suppression.model_dump()}
             if guidance.bottleneck_network == "current":
                 part |= {"bottleneck": config.bottleneck.model_dump()}
         return part
 
 
 class Maps(_NetworkStep):
-    """Saliency maps of one group of methods on one variant."""
+    """Saliency maps of one method of many passes on one variant."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.maps", "ibsgl.attribution.storage")
     seed: int
@@ -222,105 +221,108 @@ class Maps(_NetworkStep):
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
-        groups, group = config.groups(where["variant"]), where["group"]
-        if group not in groups:
-            raise ConfigError(f"there is no group {group!r} on {where['variant']}; take one of {', '.join(groups)}")
-        return {
-            "methods": {method: config.method_settings(method) for method in groups[group]},
-            "shards": config.shards,
-        }
+        variant, method = where["variant"], where["method"]
+        methods = config.heavy_methods(variant, int(where["replicate"]))
+        if method not in methods:
+            known = ", ".join(methods) or "none"
+            raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
+        return {"methods": {method: config.method_settings(method)}, "shards": config.shards}
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
         return (*super().modules(), *map(attribution.module_of, self.methods))
 
 
-class Scores(_NetworkStep):
-    """Scores of all maps of one variant."""
+class Evaluate(_NetworkStep):
+    """What is measured on all variants of one replicate: maps of few passes, all scores, losses, deletion curves."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.evaluation.scoring", "ibsgl.metrics", "ibsgl.reporting.score_files")
-    metrics: MetricSettings
-    shards: int
-
-    @staticmethod
-    def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {"metrics": config.metrics.model_dump(), "shards": config.shards}
-
-
-class Evaluation(Step):
-    """Putting the shards' scores together."""
-
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.scores",)
-
-    @staticmethod
-    def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {}
-
-
-class Effect(_NetworkStep):
-    """The effect of guidance on what it optimises."""
-
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.evaluation.effect", "ibsgl.reporting.effect", "ibsgl.reporting.formats")
+    entry: ClassVar[tuple[str, ...]] = (
+        *("ibsgl.evaluation", "ibsgl.metrics", "ibsgl.reporting.score_files", "ibsgl.training.variants"),
+    )
     seed: int
+    # By variant and name, the settings of the methods whose maps are made here.
+    methods: dict[str, dict[str, dict[str, Any]]]
+    metrics: MetricSettings
+    deletion: DeletionSettings
     r: float
     cross_entropy: str
-    resamples: int
-
-    @staticmethod
-    def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {
-            "r": config.suppression.r,
-            "cross_entropy": config.guidance.cross_entropy,
-            "resamples": config.tables.resamples,
-        }
-
-
-class Deletion(_NetworkStep):
-    """Deletion curves of every variant."""
-
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.evaluation.deletion",)
-    seed: int
-    r: float
-    deletion: DeletionSettings
     shards: int
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         return {
-            "r": config.suppression.r,
+            "methods": {
+                variant: {method: config.method_settings(method) for method in config.light_methods(variant)}
+                for variant in config.variant_names
+            },
+            "metrics": config.metrics.model_dump(),
             "deletion": config.deletion.model_dump(),
+            "r": config.suppression.r,
+            "cross_entropy": config.guidance.cross_entropy,
             "shards": config.shards,
         }
 
+    def modules(self) -> tuple[str, ...]:
+        """With the methods' own."""
+        methods = sorted({method for methods in self.methods.values() for method in methods})
+        return (*super().modules(), *map(attribution.module_of, methods))
 
-class Table(Step):
-    """One of Tables 1–4. Its caption compares nearly all of the config with the published settings."""
 
-    entry: ClassVar[tuple[str, ...]] = (
-        *("ibsgl.reporting.scores", "ibsgl.reporting.tables"),
-        *("ibsgl.reporting.notes", "ibsgl.reporting.formats"),
-    )
-    number: int
-    model: str
+class _ConfigStep(Step, ABC):
+    """A step that compares nearly all of the config with the published settings."""
+
     config: dict[str, Any]
 
-    @staticmethod
-    def _values(config: Config, **where: Any) -> dict[str, Any]:
-        number = int(where["number"])
-        model = list(config.models)[(number - 1) % 2]
-        resolved = config.for_model(model)
-        left_out = {"device", "threads", "shard_size", "batch_size", "figures", "deletion", "models"}
-        whole = resolved.model_dump(mode="json", exclude=dict.fromkeys(left_out, True) | {"data": {"download"}})
-        network = resolved.models[model].model_dump(mode="json", exclude={"override"})
-        return {"number": number, "model": model, "config": whole | {"models": {model: network}}}
-
     def resolved(self) -> Config:
-        """The part of the config that the table depends on."""
+        """The part of the config that the step depends on."""
         return Config.model_validate(self.config)
 
 
+# Keys that change no value of a table.
+_NO_VALUES = {"device", "threads", "shard_size", "batch_size", "figures", "alternatives"}
+
+
+def _config_values(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=dict.fromkeys(_NO_VALUES, True) | {"data": {"download"}})
+
+
+class Tables(_ConfigStep):
+    """The tables of one network: two of Tables 1–4, the comparisons of its variants, classification, diagnostics."""
+
+    entry: ClassVar[tuple[str, ...]] = (
+        *("ibsgl.reporting.measurements", "ibsgl.reporting.tables", "ibsgl.reporting.comparisons"),
+        *("ibsgl.reporting.effect", "ibsgl.reporting.notes", "ibsgl.reporting.formats"),
+    )
+    model: str
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        model = where["model"]
+        values = _config_values(config.for_model(model))
+        return {"model": model, "config": values}
+
+
+class Claims(_ConfigStep):
+    """The verdicts on the paper's claims, on all networks of the run."""
+
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.claims", "ibsgl.reporting.tables")
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        return {"config": _config_values(config)}
+
+
+class Sensitivity(_ConfigStep):
+    """The change of the effects behind the claims with every alternative."""
+
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.sensitivity", "ibsgl.reporting.figures")
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        return {"config": _config_values(config) | {"alternatives": config.alternatives}}
+
+
 class _FigureStep(Step, ABC):
-    seed: int
     networks: dict[str, NetworkSettings]
 
     def settings_of(self, model: str) -> NetworkSettings:
@@ -334,6 +336,7 @@ class Figure(_FigureStep):
     """Figure 2 or 3."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.figures", *_NETWORK)
+    seed: int
     number: Literal[2, 3]
     figures: Figures
     # Figure 3 shows no L_SS, so it depends on no r.
@@ -370,7 +373,6 @@ class Figure4(_FigureStep):
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.figures", "ibsgl.reporting.formats")
     r: dict[str, float]
     deletion: DeletionSettings
-    resamples: int
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
@@ -378,7 +380,6 @@ class Figure4(_FigureStep):
             "networks": {model: config.network(model).model_dump() for model in config.models},
             "r": _r_of_models(config),
             "deletion": config.deletion.model_dump(),
-            "resamples": config.tables.resamples,
         }
 
 
@@ -392,29 +393,24 @@ STEPS: dict[str, type[Step]] = {
     "fetch": Fetch,
     "index": Index,
     "classifier": Classifier,
-    "statistics": Statistics,
     "bottleneck": BottleneckMaps,
     "guide": Guide,
     "maps": Maps,
-    "scores": Scores,
-    "evaluation": Evaluation,
-    "effect": Effect,
-    "deletion": Deletion,
-    "table": Table,
+    "evaluate": Evaluate,
+    "tables": Tables,
+    "claims": Claims,
+    "sensitivity": Sensitivity,
     "figure": Figure,
     "figure4": Figure4,
 }
 # The wildcards that a step's settings depend on.
 WILDCARDS: dict[str, tuple[str, ...]] = {
-    "classifier": ("model",),
-    "statistics": ("model",),
+    "classifier": ("model", "replicate"),
     "bottleneck": ("model",),
-    "guide": ("model", "variant"),
-    "maps": ("model", "variant", "group"),
-    "scores": ("model",),
-    "effect": ("model",),
-    "deletion": ("model",),
-    "table": ("number",),
+    "guide": ("model", "replicate", "variant"),
+    "maps": ("model", "replicate", "variant", "method"),
+    "evaluate": ("model",),
+    "tables": ("model",),
     "figure": ("number",),
 }
 
@@ -423,3 +419,43 @@ def step_of(config: Config, name: str, **where: Any) -> Step:
     """The settings of a job of the step ``name``; ``where`` holds its wildcards."""
     model = where.get("model")
     return STEPS[name].from_config(config.for_model(model) if model else config, **where)
+
+
+def lineage(config: Config, name: str, **where: Any) -> tuple[str, ...]:
+    """The settings of the job of the step ``name``, and of every job that it depends on.
+
+    Jobs of two configs with the same lineage have the same result, so that one of them is enough.
+
+    Args:
+        config: of the run.
+        name: ``index``, ``classifier``, ``bottleneck``, ``guide``, ``maps`` or ``evaluate``.
+        where: the job's wildcards. The job ``guide`` of the pretrained variant is its classifier.
+    """
+    own = {key: where[key] for key in WILDCARDS.get(name, ()) if key in where}
+    if name == "index":
+        return (step_of(config, "data").to_json(), step_of(config, "index").to_json())
+    if name == "guide" and where["variant"] == PRETRAINED:
+        return lineage(config, "classifier", **where)
+    settings = step_of(config, name, **own).to_json()
+    if name == "classifier":
+        return (settings, *lineage(config, "index"))
+    if name == "bottleneck":
+        return (settings, *lineage(config, "classifier", **where))
+    if name == "guide":
+        step = json.loads(settings)
+        return (settings, *lineage(config, "bottleneck" if step.get("guidance") else "classifier", **where))
+    if name == "maps":
+        return (settings, *lineage(config, "guide", **where))
+    networks = [
+        part
+        for variant in config.variant_names
+        for part in (
+            *lineage(config, "guide", **(where | {"variant": variant})),
+            *(
+                part
+                for method in config.heavy_methods(variant, int(where["replicate"]))
+                for part in lineage(config, "maps", **(where | {"variant": variant, "method": method}))
+            ),
+        )
+    ]
+    return (settings, *lineage(config, "bottleneck", **where), *networks)

@@ -1,4 +1,4 @@
-"""The content of a data set without its pixels: one row per image and class that it shows, in three splits."""
+"""The content of a data set without its pixels: one row per image and class that it shows, in up to four splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ibsgl.randomness import derive_seed
 
-SPLITS = ("train", "held_out", "test")
+# further: images that only the accuracy is measured on. Only generated data sets have them.
+SPLITS = ("train", "held_out", "test", "further")
 
 _SCHEMA = pa.schema(
     {
@@ -39,7 +40,7 @@ class Index:
         class_names: the K names. A target is a position in this list.
         digest: SHA-256 of the splits and of the bytes of every annotation, image and mask that is used.
         root: the data set's folder.
-        table: one row per image and class that it shows: ``split`` (train, held_out, test), ``image_id``, ``class_name``,
+        table: one row per image and class that it shows: ``split`` (one of :data:`SPLITS`), ``image_id``, ``class_name``,
             ``target``, ``boxes`` (list of [x0, y0, x1, y1], 0-based and half-open), ``width`` and ``height`` of the image's
             file, ``has_mask``, ``file`` (the image's path below the root) and ``difficult`` (the targets of the classes whose
             objects in this image are all marked difficult). Lengths are in pixels of the file. The order is that of the
@@ -75,7 +76,9 @@ class Index:
 
 def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
     """:attr:`Index.table` from the rows of each split. The rows have all columns except ``split``."""
-    return pd.DataFrame([{"split": split, **row} for split in SPLITS for row in rows[split]], columns=_SCHEMA.names)
+    return pd.DataFrame(
+        [{"split": split, **row} for split in SPLITS for row in rows.get(split, ())], columns=_SCHEMA.names
+    )
 
 
 def set_aside(ids: Sequence[str], held_out: float, seed: int) -> set[str]:

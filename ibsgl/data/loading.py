@@ -60,7 +60,7 @@ class ImageDataset:
         self._files = dict(zip(index.table["image_id"], index.table["file"], strict=True))
 
     def pairs(self, split: str) -> pd.DataFrame:
-        """The index's rows of ``split`` ("train", "held_out" or "test"), numbered from 0."""
+        """The index's rows of ``split`` (one of :data:`ibsgl.data.index.SPLITS`), numbered from 0."""
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
         return self.index.table[self.index.table["split"] == split].reset_index(drop=True)

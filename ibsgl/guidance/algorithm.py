@@ -20,7 +20,7 @@ def guidance_target(
     head: nn.Module,
     features: torch.Tensor,
     target: torch.Tensor,
-    l_ib: torch.Tensor,
+    l_ib: torch.Tensor | None,
     *,
     beta: float,
     r: float,
@@ -39,7 +39,7 @@ def guidance_target(
         head: in evaluation mode.
         features: A (B,C,h,w). Where A is negative, A' may go down to that value.
         target: c (B,) int64.
-        l_ib: (B,h,w).
+        l_ib: (B,h,w), or ``None``; see :func:`localization_losses`.
         beta, r: those of Eq. 10 and Eq. 1.
         step_size: length of a step. With ``relative`` it is a fraction of the image's ‖A‖, along the normalised gradient.
             Otherwise it is the factor of the raw gradient.

@@ -75,7 +75,7 @@ def localization_losses(
     head: nn.Module,
     features: torch.Tensor,
     target: torch.Tensor,
-    l_ib: torch.Tensor,
+    l_ib: torch.Tensor | None,
     *,
     r: float,
     labels: torch.Tensor | None = None,
@@ -88,7 +88,7 @@ def localization_losses(
         head: in evaluation mode.
         features: A (B,C,h,w).
         target: c (B,) int64.
-        l_ib: (B,h,w).
+        l_ib: (B,h,w); ``None``: there is no map to move to, and L_CE is 0.
         r: fraction of the pixels in Mask_r (Eq. 1).
         labels: see :func:`other_class`.
         form: see :func:`saliency_cross_entropy`.
@@ -104,14 +104,16 @@ def localization_losses(
         p = other_class(logits.detach(), target, labels)
         # Both maps are gradients of these logits, so one pass of the head is enough.
         l_c, l_p = (class_saliency(logits, features, classes, create_graph) for classes in (target, p))
-    return saliency_cross_entropy(l_c, l_ib, form), suppression_loss(l_c, l_p, r), logits.argmax(1) == target
+    suppression = suppression_loss(l_c, l_p, r)
+    cross_entropy = torch.zeros_like(suppression) if l_ib is None else saliency_cross_entropy(l_c, l_ib, form)
+    return cross_entropy, suppression, logits.argmax(1) == target
 
 
 def localization_loss(
     head: nn.Module,
     features: torch.Tensor,
     target: torch.Tensor,
-    l_ib: torch.Tensor,
+    l_ib: torch.Tensor | None,
     *,
     beta: float,
     r: float,

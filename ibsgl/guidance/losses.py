@@ -19,7 +19,7 @@ def training_losses(
     images: torch.Tensor,
     labels: torch.Tensor,
     target: torch.Tensor,
-    l_ib: Callable[[torch.Tensor], torch.Tensor],
+    l_ib: Callable[[torch.Tensor], torch.Tensor | None],
     guidance: GuidanceSettings | None = None,
     suppression: SuppressionSettings | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -30,8 +30,8 @@ def training_losses(
         images: (B,3,H,W).
         labels: (B,K) float, 1 for every class present.
         target: (B,) int64, the class c of each (image, class) pair.
-        l_ib: features (B,C,h,w) → L^ib (B,h,w). It is not called without guidance.
-        guidance: the settings of guidance; ``None``: Eq. 2 alone.
+        l_ib: features (B,C,h,w) → the teacher's map (B,h,w), or ``None`` without one. It is not called without guidance.
+        guidance: the settings of guidance. ``None`` or the loss ``none``: Eq. 2 alone.
         suppression: the settings of suppression, which guidance needs.
     """
     with autocast(images.device):
@@ -39,7 +39,7 @@ def training_losses(
     # The inner problem has second derivatives and compares distributions, so it runs in float32.
     features = features.float()
     classification = classification_loss(network.head(features), labels, network.multilabel)
-    if guidance is None:
+    if guidance is None or guidance.loss == "none":
         return {"loss": classification, "classification": classification}
     if suppression is None:
         raise ValueError("guidance needs the settings of suppression")

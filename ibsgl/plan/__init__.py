@@ -6,6 +6,7 @@ by the cost of one pass. FLOPs are counted by torch, seconds are measured on thi
 
 from ibsgl.plan.calibration import calibrate
 from ibsgl.plan.data import DataFacts, data_facts
+from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, UnitCosts, Work, flops_of, network_facts, random_network
 from ibsgl.plan.run import Plan, disk_space, make_plan
 from ibsgl.plan.show import show
@@ -13,6 +14,7 @@ from ibsgl.plan.steps import Step, method_work, model_steps
 
 __all__ = [
     "DataFacts",
+    "Jobs",
     "NetworkFacts",
     "Plan",
     "Step",

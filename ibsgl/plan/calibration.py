@@ -15,7 +15,7 @@ from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings
 from ibsgl.networks import SplitNetwork, autocast, evaluating
-from ibsgl.plan.networks import UnitCosts, inner_steps, random_network, training_loss
+from ibsgl.plan.networks import UnitCosts, one_gradient, random_network, training_loss
 
 # Target seconds per timed pass; sets batch size and repeats.
 PASS_SECONDS = 0.3
@@ -87,10 +87,10 @@ def _unit_costs(
         return _seconds(step, device) / len(batch)
 
     stem_seconds, head_seconds = _seconds(train_stem, device) / len(images), train_head(None)
-    # All inner steps cost the same, so one is measured.
-    one_step = max(0.0, train_head(config.guidance.model_copy(update={"steps": 1})) - head_seconds)
-    training = stem_seconds + head_seconds
-    return UnitCosts(full, mixed, training, training + one_step * inner_steps(config.guidance))
+    added = {
+        mode: max(0.0, train_head(guidance) - head_seconds) for mode, guidance in one_gradient(config.guidance).items()
+    }
+    return UnitCosts(full, mixed, stem_seconds + head_seconds, added)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ibsgl.config import Config
@@ -16,7 +16,7 @@ class DataFacts:
     """The sizes of a data set.
 
     Attributes:
-        splits: the size of each split: ``train``, ``held_out``, ``test``.
+        splits: the size of each split: ``train``, ``held_out``, ``test``, and ``further`` if there are such images.
         classes: number of classes.
         origin: where the numbers come from, for people.
     """
@@ -26,7 +26,7 @@ class DataFacts:
     origin: str
 
 
-def data_facts(config: Config, images: Mapping[str, int] | None = None) -> DataFacts:
+def data_facts(config: Config, images: Mapping[str, int] | None = None, run: str | None = None) -> DataFacts:
     """The sizes of the data set of ``config``.
 
     If the run has an index, they are those of the index. Otherwise ``config.data`` counts.
@@ -34,15 +34,19 @@ def data_facts(config: Config, images: Mapping[str, int] | None = None) -> DataF
     Args:
         images: number of images by list (``{"trainval": 5011, "test": 4952}``), for data that does not exist yet. By default
             the config's ``data.download.images``.
+        run: the run's folder among the results; by default ``config.name``.
 
     Raises:
         ValueError: the number of images is unknown.
     """
-    index = Path(f"results/{config.name}/index.parquet")
+    index = Path(f"results/{run or config.name}/index.parquet")
     if index.is_file():
         return _of_index(Index.load(index), f"counted in {index}")
     counts = config.data.count(Path(config.data_root), images or {})
-    return _with_held_out(counts, config.data.held_out)
+    facts = _with_held_out(counts, config.data.held_out)
+    # Only data that are generated can have further images.
+    further = getattr(config.data, "further", 0)
+    return replace(facts, splits=facts.splits | {"further": Split(further, further)}) if further else facts
 
 
 def _of_index(index: Index, origin: str) -> DataFacts:

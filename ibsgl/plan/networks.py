@@ -27,17 +27,19 @@ class UnitCosts:
         full: one pass of each kind in float32.
         mixed: one pass of each kind where :func:`ibsgl.networks.autocast` is on.
         training: one image's share of an unguided training step, forward and backward to the weights.
-        guided: the same of a guided training step.
+        guidance: what one gradient of Eq. 10 adds to it, by ``guidance.mode``.
     """
 
     full: Passes
     mixed: Passes
     training: float
-    guided: float
+    guidance: dict[str, float]
 
-    def training_step(self, guided: bool) -> float:
-        """``guided`` or ``training``."""
-        return self.guided if guided else self.training
+    def training_step(self, guidance: GuidanceSettings | None) -> float:
+        """One image's share of a guided training step or, without ``guidance``, of an unguided one."""
+        if guidance is None:
+            return self.training
+        return self.training + inner_steps(guidance) * self.guidance[guidance.mode]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Work:
     def __add__(self, other: Work) -> Work:
         seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
         return Work(self.passes + other.passes, self.flops + other.flops, seconds)
+
+    def __mul__(self, times: int) -> Work:
+        return Work(self.passes * times, self.flops * times, None if self.seconds is None else self.seconds * times)
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,16 @@ class NetworkFacts:
         # An inner step is one pass of the head (for p, L^c and L^p), two gradients, and the gradient of those.
         steps = 0 if guidance is None else inner_steps(guidance)
         passes = Passes(stem=1, head=1 + steps, stem_backward=1, head_backward=1 + 3 * steps)
-        guided = guidance is not None
-        seconds = None if self.seconds is None else examples * self.seconds.training_step(guided)
-        return Work(passes * examples, examples * self.flops.training_step(guided), seconds)
+        seconds = None if self.seconds is None else examples * self.seconds.training_step(guidance)
+        return Work(passes * examples, examples * self.flops.training_step(guidance), seconds)
+
+
+MODES = ("feature", "end_to_end")
+
+
+def one_gradient(guidance: GuidanceSettings) -> dict[str, GuidanceSettings]:
+    """By mode, ``guidance`` with a single gradient of Eq. 10. All gradients cost the same."""
+    return {mode: guidance.model_copy(update={"mode": mode, "steps": 1}) for mode in MODES}
 
 
 def inner_steps(guidance: GuidanceSettings) -> int:
@@ -165,14 +177,16 @@ def count_flops(network: SplitNetwork, image_size: int, config: Config) -> tuple
     network.eval()
     classes = outputs["head"].shape[1]
     with torch.enable_grad():
-        training, guided = (
+        training, *guided = (
             flops_of(partial(_train, network, images, classes, guidance, config.suppression))
-            for guidance in (None, config.guidance)
+            for guidance in (None, *one_gradient(config.guidance).values())
         )
     network.zero_grad(set_to_none=True)
     passes = Passes(forward["stem"], forward["head"], backward["stem"], backward["head"])
     channels, height, width = outputs["stem"].shape[1:]
-    return (channels, height, width), UnitCosts(passes, passes, training, guided)
+    return (channels, height, width), UnitCosts(
+        passes, passes, training, {mode: cost - training for mode, cost in zip(MODES, guided, strict=True)}
+    )
 
 
 def random_network(config: Config, model: str, classes: int) -> SplitNetwork:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from ibsgl.attribution import Passes
 from ibsgl.config import Config
+from ibsgl.config.steps import lineage
 from ibsgl.plan.calibration import calibrate
 from ibsgl.plan.data import DataFacts, data_facts
+from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work, network_facts
-from ibsgl.plan.steps import Step, model_steps, variants_with_statistics
-from ibsgl.training.variants import VARIANTS
+from ibsgl.plan.steps import Step, model_steps
 
 # Bytes of a number.
 _FLOAT32, _FLOAT64 = 4, 8
@@ -26,24 +27,31 @@ class Plan:
 
     Attributes:
         name: of the config.
+        replicates: number of trainings of every variant.
         networks: the networks of the config.
-        steps: of every network.
-        disk_bytes: see :func:`disk_space`.
+        steps: of every network, without those of alternatives.
+        alternatives: by name, the work of the jobs that differ from those of the run itself.
+        disk_bytes: see :func:`disk_space`; with the archives that are downloaded, and with the alternatives' files.
         device: where the seconds were measured; ``None`` without calibration.
     """
 
     name: str
+    replicates: int
     data: DataFacts
     networks: list[NetworkFacts]
     steps: list[Step]
+    alternatives: dict[str, Work]
     disk_bytes: dict[str, int]
     device: str | None
     batch_size: int
 
     def total(self, model: str | None = None) -> Work:
-        """The work of all steps of the network ``model``, or of all networks. Steps of unknown work are left out."""
-        known = [step.work for step in self.steps if step.work is not None and model in (None, step.model)]
-        return sum(known[1:], known[0])
+        """The work of all steps of the network ``model``, or of all networks and alternatives.
+
+        Steps of unknown work are left out.
+        """
+        total = _sum((step for step in self.steps if model in (None, step.model)), self.device is not None)
+        return total if model else sum(self.alternatives.values(), total)
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, for JSON: passes of one image each, FLOPs, seconds, bytes."""
@@ -51,7 +59,7 @@ class Plan:
 
 
 def make_plan(config: Config, images: Mapping[str, int] | None = None, calibration: bool = True) -> Plan:
-    """The plan of a run of ``config``.
+    """The plan of a run of ``config`` and of its alternatives.
 
     Args:
         images: see :func:`ibsgl.plan.data_facts`.
@@ -62,46 +70,85 @@ def make_plan(config: Config, images: Mapping[str, int] | None = None, calibrati
         ValueError: the number of images is unknown.
     """
     data = data_facts(config, images)
-    resolved = {model: config.for_model(model) for model in config.models}
-    networks = [network_facts(resolved[model], model, data.classes) for model in resolved]
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and cuda) else "cpu")
     measured_on = None
     if calibration and (cuda or device.type == "cpu"):
         measured_on = f"CPU, {config.threads} thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-        for place, network in enumerate(networks):
-            seconds, batch = calibrate(resolved[network.model], network.model, data.classes, device)
-            networks[place] = replace(network, seconds=seconds, batch=batch)
+    known: dict[tuple[str, str, int], NetworkFacts] = {}
+
+    def facts(of: Config, model: str, classes: int) -> NetworkFacts:
+        # The losses change with other settings, but not what they cost.
+        key = (model, of.network(model).model_dump_json(exclude={"multilabel"}), classes)
+        if key not in known:
+            resolved = of.for_model(model)
+            known[key] = network_facts(resolved, model, classes)
+            if measured_on:
+                seconds, batch = calibrate(resolved, model, classes, device)
+                known[key] = replace(known[key], seconds=seconds, batch=batch)
+        return known[key]
+
+    networks = [facts(config, model, data.classes) for model in config.models]
+    jobs = [Jobs(config, model) for model in config.models]
+    disk = disk_space(jobs, data, networks)
+    alternatives = {}
+    for name in config.alternatives:
+        other = config.alternative(name)
+        other_data = data
+        if lineage(other, "index") != lineage(config, "index"):
+            other_data = data_facts(other, images, f"{config.name}/alternatives/{name}")
+        other_jobs = [Jobs(other, of_model.model, of_model) for of_model in jobs]
+        other_networks = [facts(other, of_model.model, other_data.classes) for of_model in jobs]
+        steps = [
+            step
+            for of_model, network in zip(other_jobs, other_networks, strict=True)
+            for step in model_steps(of_model, other_data, network)
+        ]
+        alternatives[name] = _sum(steps, measured_on is not None)
+        for what, size in disk_space(other_jobs, other_data, other_networks).items():
+            disk[what] = disk.get(what, 0) + size
+    archives = config.data.archives
+    # JPEG files do not shrink in an archive.
+    packed = sum(archive.bytes for archive in archives.archives) if archives else 0
     return Plan(
         config.name,
+        config.replicates,
         data,
         networks,
-        [step for network in networks for step in model_steps(resolved[network.model], data, network)],
-        disk_space(config, data, networks),
+        [
+            step
+            for of_model, network in zip(jobs, networks, strict=True)
+            for step in model_steps(of_model, data, network)
+        ],
+        alternatives,
+        ({"archives": packed, "data, unpacked": packed} if packed else {}) | disk,
         measured_on,
         config.batch_size,
     )
 
 
-def disk_space(config: Config, data: DataFacts, networks: Sequence[NetworkFacts]) -> dict[str, int]:
-    """Bytes of what the run stores, by name. Maps are an upper bound: float32 before compression."""
-    guiding_pairs = data.splits["train"].pairs + data.splits["held_out"].pairs
+def _sum(steps: Iterable[Step], timed: bool) -> Work:
+    """The work of ``steps``, without those of unknown work."""
+    known = [step.work for step in steps if step.work is not None]
+    return sum(known, Work(Passes(), 0, 0.0 if timed else None))
+
+
+def disk_space(jobs: Sequence[Jobs], data: DataFacts, networks: Sequence[NetworkFacts]) -> dict[str, int]:
+    """Bytes of what the jobs on each network store, by name. Maps are an upper bound: float32 before compression.
+
+    Maps of methods of one pass are not stored.
+    """
+    # Of the held-out pairs for the other class too.
+    guiding_pairs = data.splits["train"].pairs + 2 * data.splits["held_out"].pairs
     test_pairs = data.splits["test"].pairs
-    archives = config.data.archives
-    archive_bytes = sum(archive.bytes for archive in archives.archives) if archives else 0
-    # Mean and squares in float64.
-    statistics = 2 * _FLOAT64 * len(variants_with_statistics(config))
-    sizes = {
-        "archives": archive_bytes,
-        # JPEG files do not shrink in an archive.
-        "data, unpacked": archive_bytes,
-        "weights": sum(len(VARIANTS) * network.bytes for network in networks),
-        "feature statistics": sum(statistics * math.prod(network.features) for network in networks),
-        "L^ib for the guidance": sum(
-            _FLOAT32 * guiding_pairs * math.prod(network.features[1:]) for network in networks
-        ),
-        "maps, uncompressed": sum(
-            _FLOAT32 * network.image_size**2 * test_pairs * len(config.evaluations()) for network in networks
-        ),
-    }
+    sizes = dict.fromkeys(("weights", "feature statistics", "L^ib for the guidance", "maps, uncompressed"), 0)
+    for of_model, network in zip(jobs, networks, strict=True):
+        trained = [of_model.count("guide", variant) for variant in of_model.config.trained_variants]
+        replicates = of_model.count("bottleneck")
+        channels, height, width = network.features
+        sizes["weights"] += network.bytes * (of_model.count("classifier") + sum(trained))
+        # Mean and squares in float64.
+        sizes["feature statistics"] += 2 * _FLOAT64 * channels * height * width * replicates
+        sizes["L^ib for the guidance"] += _FLOAT32 * guiding_pairs * height * width * replicates
+        sizes["maps, uncompressed"] += _FLOAT32 * network.image_size**2 * test_pairs * of_model.stored_maps()
     return {what: size for what, size in sizes.items() if size}

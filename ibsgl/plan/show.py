@@ -13,13 +13,19 @@ from ibsgl.plan.data import DataFacts
 from ibsgl.plan.networks import NetworkFacts, Work
 from ibsgl.plan.run import Plan
 
+# The columns of :func:`_work_columns`.
+_WORK = ("stem forward", "head forward", "stem backward", "head backward", "FLOPs", "time")
+
 
 def show(plan: Plan, console: Console) -> None:
     """Print ``plan``. Where ``console`` is no terminal, the tables are plain columns."""
     _show_data(plan.name, plan.data, console)
+    console.print(f"replicates: {plan.replicates}\n")
     for network in plan.networks:
         _show_network(network, console)
         _show_steps(plan, network.model, console)
+    if plan.alternatives:
+        _show_alternatives(plan, console)
     _show_disk(plan.disk_bytes, console)
     total = plan.total()
     time = f"{duration(total.seconds)} on {plan.device}, one job at a time" if plan.device else "time not measured"
@@ -56,15 +62,24 @@ def _show_network(network: NetworkFacts, console: Console) -> None:
 
 
 def _show_steps(plan: Plan, model: str, console: Console) -> None:
-    passes = ("stem forward", "head forward", "stem backward", "head backward")
-    headings = ("step", "variants", "examples", *passes, "FLOPs", "time")
+    headings = ("step", "networks", "examples", *_WORK)
     table = _table(f"{model}: passes of one image each", headings, console)
     for step in plan.steps:
         if step.model == model:
             name = f"{step.name} (at most)" if step.at_most else step.name
-            table.add_row(name, str(step.variants), f"{step.examples:,} {step.unit}", *_work_columns(step.work))
+            table.add_row(name, str(step.networks), f"{step.examples:,} {step.unit}", *_work_columns(step.work))
     table.add_section()
     table.add_row("total", "", "", *_work_columns(plan.total(model)))
+    _put(table, console)
+
+
+def _show_alternatives(plan: Plan, console: Console) -> None:
+    table = _table("Alternatives: what each adds to the run", ("alternative", *_WORK), console)
+    for name, work in plan.alternatives.items():
+        table.add_row(name, *_work_columns(work))
+    table.add_section()
+    first, *others = plan.alternatives.values()
+    table.add_row("total", *_work_columns(sum(others, first)))
     _put(table, console)
 
 
@@ -104,7 +119,9 @@ def _unit_costs(network: NetworkFacts) -> Iterator[tuple[str, float, float | Non
                     pass_seconds = getattr(getattr(seconds, precision), key) if seconds else None
                     yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
     yield "training step", flops.training, seconds.training if seconds else None
-    yield "guided training step", flops.guided, seconds.guided if seconds else None
+    for mode, added in flops.guidance.items():
+        name = "inner step of guidance" if mode == "feature" else "guidance, end to end"
+        yield name, added, seconds.guidance[mode] if seconds else None
 
 
 def _work_columns(work: Work | None) -> list[str]:

@@ -12,8 +12,8 @@ from ibsgl.attribution import Cost, Passes
 from ibsgl.config import Config
 from ibsgl.data.sources import Split
 from ibsgl.plan.data import DataFacts
+from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work
-from ibsgl.training.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Step:
     Attributes:
         model: the network's name in the config.
         name: of the step, or the label of the saliency method.
-        variants: on how many variants of the network the step is run.
-        examples: number of images or pairs on each variant.
+        networks: on how many networks the step is run: replicates × variants.
+        examples: number of images or pairs on each network.
         unit: what ``examples`` counts.
-        work: the work on all variants; ``None``: the method does not state its cost.
+        work: the work on all networks; ``None``: the method does not state its cost.
         at_most: part of the work may not be needed.
     """
 
     model: str
     name: str
-    variants: int
+    networks: int
     examples: int
     unit: Literal["images", "pairs"]
     work: Work | None
@@ -49,9 +49,9 @@ def images_passed(split: Split, batch_size: int) -> float:
 
 
 def method_work(
-    method: attribution.Attribution, network: NetworkFacts, split: Split, batch_size: int, variants: int = 1
+    method: attribution.Attribution, network: NetworkFacts, split: Split, batch_size: int
 ) -> tuple[Work | None, bool]:
-    """The work of the maps of ``split`` on ``variants`` variants, and whether part of it may not be needed.
+    """The work of the maps of ``split`` on one network, and whether part of it may not be needed.
 
     The work is ``None`` if the method does not state its cost.
     """
@@ -60,19 +60,28 @@ def method_work(
     cost: Cost = method.cost(network.features[0])
     images, batches = images_passed(split, batch_size), math.ceil(split.pairs / batch_size)
     passes = cost.pair * split.pairs + cost.image * images + cost.batch * batches
-    return network.work(passes * variants, cost.mixed), cost.at_most
+    return network.work(passes, cost.mixed), cost.at_most
 
 
-def variants_with_statistics(config: Config) -> set[str]:
-    """The variants whose feature statistics are computed: the pretrained one for the guidance, others for a method."""
-    evaluations = config.evaluations()
-    methods = {name for name in {name for _, name in evaluations} if "statistics" in attribution.requirements(name)}
-    return {"pretrained"} | {variant for variant, name in evaluations if name in methods}
+def model_steps(jobs: Jobs, data: DataFacts, network: NetworkFacts) -> list[Step]:
+    """Every step on one network of the config that passes images, in the order of the run."""
+    config = jobs.config.for_model(jobs.model)
+    steps = [*_training_steps(jobs, config, data, network), *_evaluation_steps(jobs, config, data, network)]
+    return [step for step in steps if step.networks]
 
 
-def model_steps(config: Config, data: DataFacts, network: NetworkFacts) -> list[Step]:
-    """Every step on one network that passes images, in the order of the run. ``config`` is resolved for this network."""
-    return [*_training_steps(config, data, network), *_evaluation_steps(config, data, network)]
+def _step(
+    name: str,
+    networks: int,
+    examples: int,
+    unit: Literal["images", "pairs"],
+    network: NetworkFacts,
+    work: Work | None,
+    at_most: bool = False,
+) -> Step:
+    """The step with ``work`` on each of ``networks`` networks."""
+    whole = None if work is None else work * networks
+    return Step(network.model, name, networks, examples, unit, whole, at_most)
 
 
 def _predicting(network: NetworkFacts, images: float) -> Work:
@@ -80,54 +89,66 @@ def _predicting(network: NetworkFacts, images: float) -> Work:
     return network.work(Passes(stem=1, head=1) * images, mixed=True)
 
 
-def _training_steps(config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
+def _training_steps(jobs: Jobs, config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
     train, held_out, test = (data.splits[split] for split in ("train", "held_out", "test"))
-    classifier, guidance = config.classifier, config.guidance
+    classifier, training = config.classifier, config.guidance.training
 
     examples = classifier.epochs * train.images
     # The held-out images after each epoch and at the end, the test images at the end.
     predictions = _predicting(network, (classifier.epochs + 1) * held_out.images + test.images)
-    yield Step(network.model, "classifier", 1, examples, "images", network.training_work(examples) + predictions)
+    work = network.training_work(examples) + predictions
+    yield _step("classifier", jobs.count("classifier"), examples, "images", network, work)
 
-    variants = len(variants_with_statistics(config))
-    stems = network.work(Passes(stem=train.images * variants))
-    yield Step(network.model, "feature statistics", variants, train.images, "images", stems)
-
-    pairs = train.pairs + held_out.pairs
+    networks = jobs.count("bottleneck")
+    stems = network.work(Passes(stem=train.images))
+    yield _step("feature statistics", networks, train.images, "images", network, stems)
+    # Of the held-out pairs also for the likeliest other class, which is predicted first.
+    pairs = train.pairs + 2 * held_out.pairs
     bottleneck = config.bottleneck.cost(network.features[0]).pair
-    yield Step(network.model, "L^ib for the guidance", 1, pairs, "pairs", network.work(bottleneck * pairs))
+    work = network.work(bottleneck * pairs) + _predicting(network, held_out.pairs)
+    yield _step("L^ib for the guidance", networks, pairs, "pairs", network, work)
 
-    examples = guidance.training.epochs * train.pairs
+    examples = training.epochs * train.pairs
     # The held-out images before the training and after each epoch, the test images before and after the training.
-    predictions = _predicting(network, (guidance.training.epochs + 1) * held_out.images + 2 * test.images)
-    guided = network.training_work(examples, guidance) + predictions
-    if guidance.bottleneck_network == "current":
-        on_head = Passes(head=bottleneck.head, head_backward=bottleneck.head_backward)
-        guided += network.work(on_head * examples)
-    yield Step(network.model, "guided training", 1, examples, "pairs", guided)
-    control = network.training_work(examples) + predictions
-    yield Step(network.model, "control training", 1, examples, "pairs", control)
+    predictions = _predicting(network, (training.epochs + 1) * held_out.images + 2 * test.images)
+    for variant in config.trained_variants:
+        guidance = config.guidance_of(variant)
+        guided = guidance.loss != "none"
+        work = network.training_work(examples, guidance if guided else None) + predictions
+        if guided and guidance.bottleneck_network == "current":
+            on_head = Passes(head=bottleneck.head, head_backward=bottleneck.head_backward)
+            work += network.work(on_head * examples)
+        yield _step(f"{variant} training", jobs.count("guide", variant), examples, "pairs", network, work)
 
 
-def _evaluation_steps(config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
+def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
     held_out, test = data.splits["held_out"], data.splits["test"]
-    evaluations, every = config.evaluations(), len(VARIANTS)
-    # Each method once, in the order of the tables.
-    for name in dict.fromkeys(name for _, name in evaluations):
+    for name, networks in jobs.methods().items():
         method = attribution.get(name, **config.method_settings(name))
-        variants = sum(evaluated == name for _, evaluated in evaluations)
-        work, at_most = method_work(method, network, test, config.batch_size, variants)
-        yield Step(network.model, method.label, variants, test.pairs, "pairs", work, at_most)
+        work, at_most = method_work(method, network, test, config.batch_size)
+        yield _step(method.label, networks, test.pairs, "pairs", network, work, at_most)
 
-    # On each variant the whole image, and what each map keeps of it.
-    scores = _predicting(network, (every + len(evaluations)) * test.pairs)
-    yield Step(network.model, "scores", every, test.pairs, "pairs", scores)
+    # What is measured on all variants of a replicate is one job.
+    replicates, variants = jobs.count("evaluate"), len(config.variant_names)
+    every = replicates * variants
+    # One pass over the whole image is for the scores too.
+    images = images_passed(test, config.batch_size)
+    further = data.splits["further"].images if "further" in data.splits else 0
+    work = _predicting(network, images + further)
+    yield _step("predictions", every, test.images + further, "images", network, work)
+    # What each map keeps of the image.
+    maps = jobs.scored_maps()
+    yield _step("scores", maps, test.pairs, "pairs", network, _predicting(network, test.pairs))
+    # What the map of Eq. 3 keeps: each trained variant's on the pretrained one, and the reverse.
+    trained = replicates * (variants - 1)
+    yield _step("cross-scoring", trained, test.pairs, "pairs", network, _predicting(network, 2 * test.pairs))
 
-    stems = network.work(Passes(stem=every * held_out.pairs), mixed=True)
-    losses = network.work(Passes(head=1, head_backward=2) * (every * held_out.pairs))
-    effect = stems + losses + _predicting(network, every * test.images)
-    yield Step(network.model, "effect of guidance", every, held_out.pairs, "pairs", effect)
+    stems = network.work(Passes(stem=held_out.pairs), mixed=True)
+    losses = stems + network.work(Passes(head=1, head_backward=2) * held_out.pairs)
+    yield _step("losses", every, held_out.pairs, "pairs", network, losses)
+    diagnostics = stems + network.work(Passes(head=1, head_backward=1) * held_out.pairs)
+    yield _step("diagnostics of L^ib", replicates, held_out.pairs, "pairs", network, diagnostics)
 
     points = config.deletion.points * config.deletion.repeats
-    curves = _predicting(network, every * points * test.pairs)
-    yield Step(network.model, "deletion curves", every, test.pairs, "pairs", curves)
+    curves = _predicting(network, points * test.pairs)
+    yield _step("deletion curves", every, test.pairs, "pairs", network, curves)

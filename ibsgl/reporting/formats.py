@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ibsgl.files import written
-from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, VERDICT_RULE, table_metrics
+from ibsgl.metrics import METRICS
+from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
 
-SEEDS_LINE = "seeds: 1; the intervals are over test images, not over training runs."
-_GUIDANCE_LABELS = {
+MARKS_LINES = (
+    "Best in bold, second best underlined, among the rows of one variant of the network: by our values on the trainings that "
+    "all of these rows have. Sanity methods have no marks.",
+    "Rows without the name of a variant are of the pretrained network. 'Ours' is of the guided network, and is marked among "
+    "its rows, although it stands among the baselines as in the paper.",
+    "Difference is ours minus published.",
+)
+# Metrics of held-out training images, and of test and further images. All others are of test images.
+_HELD_OUT = ("l_ce", "l_ss", "overlap")
+_FURTHER = ("accuracy", "map")
+# Units with two decimals; others have four.
+_PERCENT = ("%", "percent", "points", "percentage points")
+_LABELS = {
     "l_ce": "L_CE(L^c, L^ib)",
     "l_ss": "L_SS(L^c, L^p)",
-    "accuracy": "accuracy (%)",
-    "map": "mAP (%)",
+    "overlap": "overlap of L^c and L^p",
+    "accuracy": "accuracy",
+    "map": "mAP",
+    "deletion_area": "area under the deletion curve",
+    "deletion_area_relative": "area under the deletion curve, divided by its start",
 }
 
 
@@ -51,30 +67,69 @@ def write_latex(table: pd.DataFrame, path: str | Path, *, notes: Sequence[str] =
     _write_text(path, _latex(table, notes))
 
 
-def write_guidance_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
-    """Write a table of :func:`ibsgl.reporting.effect.guidance_table` as Markdown.
+def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
+    """Write the paired comparisons of one network's variants as Markdown.
 
-    Losses have four decimals; accuracy and mAP have two, in percent.
+    Percentages and percentage points have two decimals, other units four.
 
     Args:
-        table: of one model.
+        table: columns ``metric`` (key), ``comparison``, ``value``, ``low``, ``high`` (95 % interval; NaN or infinite if it is
+            not known), ``unit``, ``replicates``, ``images`` (numbers), ``by_replicate`` (values joined by "; ").
         path: the file.
-        model: its name.
+        model: the network's name.
         notes: sentences that go below the table.
     """
     lines = [
-        f"**What guidance does to {_markdown(model)}.** Losses on held-out training images, accuracy or mAP on test images.",
+        f"**What guidance does to {_markdown(model)}.** Paired by image and training.",
         "",
-        "| metric | variant | mean [95 % interval] | images |",
-        "|---|---|---:|---:|",
+        "| metric | comparison | mean [95 % interval] | unit | trainings | images | each training |",
+        "|---|---|---:|---|---:|---:|---|",
     ]
     for row in table.itertuples():
-        digits = 2 if row.metric in ("accuracy", "map") else 4
-        value = f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-        lines.append(f"| {_GUIDANCE_LABELS[row.metric]} | {row.variant} | {value} | {row.n_images} |")
-    lines += ["", *(f"- {_markdown(note)}" for note in notes)]
-    lines.append(f"- Percentile bootstrap, images resampled; {SEEDS_LINE}")
+        digits = 2 if row.unit in _PERCENT else 4
+        cells = (
+            _LABELS[row.metric] if row.metric in _LABELS else METRICS[row.metric].label.removesuffix("(%)"),
+            row.comparison,
+            f"{row.value:.{digits}f} {_interval(row.low, row.high, digits)}",
+            row.unit,
+            row.replicates,
+            row.images,
+            "; ".join(f"{float(value):.{digits}f}" for value in str(row.by_replicate).split("; ")),
+        )
+        lines.append(f"| {' | '.join(_markdown(str(cell)) for cell in cells)} |")
+    # A label appears once, in the order of the table.
+    names = {key: _LABELS.get(key, "") for key in table["metric"].unique()}
+    held_out = [names[key] for key in names if key in _HELD_OUT]
+    further = [names[key] for key in names if key in _FURTHER]
+    images = [f"{_list(held_out)}: held-out training images."] if held_out else []
+    images += [f"{_list(further)}: test images, and further images where the data are generated."] if further else []
+    if len(names) > len(held_out) + len(further):
+        images.append(f"{'All others' if images else 'All metrics'}: test images.")
+    lines += ["", f"- {' '.join(images)}"]
+    lines.append(f"- {_intervals_line(table['replicates'])}")
+    lines += [f"- {_markdown(note)}" for note in notes]
     _write_text(path, "\n".join(lines) + "\n")
+
+
+def _list(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _interval(low: float | str, high: float | str, digits: int) -> str:
+    if isinstance(low, str) or isinstance(high, str) or not math.isfinite(low) or not math.isfinite(high):
+        return f"[{UNKNOWN}]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _intervals_line(replicates: Iterable[int]) -> str:
+    """What the intervals of rows on so many trainings cover."""
+    numbers = set(replicates) - {0}
+    single = "over images alone. It holds for these trainings only: another training can give another value"
+    if numbers == {1}:
+        return f"[low, high] is the 95 % t-interval {single}."
+    crossed = "[low, high] is the 95 % t-interval over images and trainings, which are crossed (two-way analysis of variance)."
+    return crossed + (f" On one training it is {single}." if 1 in numbers else "")
 
 
 def _write_text(path: str | Path, text: str) -> None:
@@ -96,22 +151,23 @@ class _Cell(NamedTuple):
 def _layout(table: pd.DataFrame) -> tuple[list[str], dict[str, list[list[_Cell]]]]:
     """Headings, and the rows of each section.
 
-    A row is the label and then, for each metric, the value with its interval, the published value and the difference.
+    A row is the label and the number of trainings, and then, for each metric, the value with its interval, the published value
+    and the difference.
     """
     metrics = table_metrics(table.attrs["number"])
-    headings = ["Metric"]
+    headings = ["Metric", "trainings"]
     for metric in metrics:
         headings += [metric.label, "published", "difference"]
     sections: dict[str, list[list[_Cell]]] = {"main": [], "extra": []}
     for (section, label, *_), rows in table.groupby(["section", "row", "variant", "method"], sort=False):
         by_metric = {row.metric: row for row in rows.itertuples()}
-        line = [_Cell(label)]
+        line = [_Cell(label), _Cell(str(max(rows["replicates"])))]
         for metric in metrics:
             result = by_metric[metric.key]
             if result.value == NOT_RUN:
                 line.append(_Cell(NOT_RUN))
             else:
-                line.append(_Cell(f"{result.value:.2f}", result.rank, f" [{result.low:.2f}, {result.high:.2f}]"))
+                line.append(_Cell(f"{result.value:.2f}", result.rank, f" {_interval(result.low, result.high, 2)}"))
             for value, text in (
                 (result.published, "{:.2f}"),
                 (result.difference, f"{{:+.2f}} ({result.verdict})"),
@@ -136,12 +192,16 @@ def _footnotes(table: pd.DataFrame, notes: Sequence[str]) -> list[str]:
     attrs = table.attrs
     mean = {"pairs": "mean over the pairs", "classes": "mean over the classes' means"}[attrs["average"]]
     sources = [source for source in table["source"].unique() if source != NOT_PUBLISHED]
+    chosen = attrs["not_stated"]
     return [
-        f"{attrs['n_images']} test images, {attrs['n_pairs']} (image, class) pairs; {mean}.",
-        f"[low, high] is the 95 % percentile bootstrap interval, images resampled; {SEEDS_LINE}",
-        "Best in bold, second best underlined, by our values above the line; difference is ours minus published.",
+        f"{attrs['n_images']} test images, {attrs['n_pairs']} (image, class) pairs; {mean}, and over the trainings. The CSV "
+        "has the value of each training.",
+        _intervals_line(table["replicates"]),
+        *MARKS_LINES,
         VERDICT_RULE,
         *notes,
+        *([f"Stated nowhere, chosen by this run: {'; '.join(chosen)}."] if chosen else []),
+        *([f"In every run: {' '.join(attrs['differences'])}"] if attrs["differences"] else []),
         f"Published values: {'; '.join(sources)}.",
     ]
 

@@ -1,7 +1,8 @@
-"""The notes under a table: the network, the form of every metric, and the guidance of a run."""
+"""The notes under a table: the network, its training, the form of every metric, and the guidance of a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibsgl.metrics.faithfulness import AverageDrop
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def method_notes(config: Config, model: str) -> list[str]:
-    """Network, metrics and guidance of ``model``, one note each.
+    """Network, training, metrics and guidance of ``model``, one note each.
 
     Args:
         config: the config of the run. The overrides of ``model`` are merged into it here.
@@ -33,13 +34,17 @@ def method_notes(config: Config, model: str) -> list[str]:
         "strict": "strictly above the N-th value",
         "index": "exactly N pixels, ties by index",
     }[metrics.metric(Bbox).ties]
+    training, epochs = config.guidance.training, config.classifier.epochs
+    start = f"the weights {Path(network.weights).name}" if network.weights else "random weights"
     return [
-        f"Network: {network.family.describe(network.arch)}. The published baseline values are of TorchRay's networks.",
+        f"Network: {network.family.describe(network.arch)}, from {start}, epochs of classifier training: {epochs}. "
+        "The published baseline values are of TorchRay's networks.",
+        f"Training: {config.data.held_out:.3g} of the training images are held out for the losses; no augmentation.",
         f"Region: the class's {metrics.region}, difficult objects: {config.data.list_settings['difficult']}. "
         f"mIoU: {miou}. Bbox: {bbox}.",
         f"AD and AI: {kept}; {average_drop.form} drop.",
         f"Guidance: {guidance.mode}, {guidance.steps} {guidance.step_unit} step(s) of {guidance.step_size:g}, "
         f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels, "
-        f"{guidance.training.epochs} epochs of {guidance.training.optimizer} at {guidance.training.lr:g}; "
+        f"{training.epochs} epochs of {training.optimizer} at {training.lr:g}; "
         f"suppression {config.suppression.when}; bottleneck reduction {config.bottleneck.reduction}.",
     ]

@@ -1,4 +1,4 @@
-"""Writing the scores of one shard."""
+"""Writing what one job has measured: five Parquet files in one folder."""
 
 from __future__ import annotations
 
@@ -21,46 +21,82 @@ def with_metadata(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
 
 
-def write_scores(
-    path: str | Path,
-    scores: pd.DataFrame,
+def method_settings(
+    step: Mapping[str, Any], stored: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """By ``<variant>/<method>``, the settings that the maps and their scores depend on.
+
+    Args:
+        step: the settings of the step ``evaluate``, as plain values.
+        stored: by variant and method, the settings of the step that made the stored maps.
+    """
+    scored_with = {key: step[key] for key in ("seed", "network", "metrics", "shards")}
+    made = {
+        f"{variant}/{method}": {"methods": {method: dict(chosen)}, **scored_with}
+        for variant, methods in step["methods"].items()
+        for method, chosen in methods.items()
+    }
+    return made | {
+        f"{variant}/{method}": {**other, "methods": {method: other["methods"][method]}, **scored_with}
+        for variant, methods in stored.items()
+        for method, other in methods.items()
+    }
+
+
+def write_evaluation(
+    folder: str | Path,
     *,
+    scores: pd.DataFrame,
+    losses: pd.DataFrame,
+    predictions: pd.DataFrame,
+    curves: pd.DataFrame,
+    diagnostics: pd.DataFrame,
     model: str,
-    variant: str,
+    replicate: int,
     arch: str,
     labels: Mapping[str, str],
-    made_with: Mapping[str, Mapping[str, Any]],
-    scored_with: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    seed: int,
     tags: Mapping[str, Any],
     started: float,
 ) -> None:
-    """Write the scores of one shard, with the facts that :mod:`ibsgl.reporting.scores` needs.
+    """Write the measurements of one shard as ``<folder>/<name>.parquet``, with the columns ``model`` and ``replicate``.
+
+    The metadata of the scores has, under the key ``ibsgl``, JSON with ``tags``, ``model``, ``replicate``, ``seed``, ``labels``,
+    ``settings``, ``started`` and ``seconds``.
 
     Args:
-        path: the Parquet file.
-        scores: those of :func:`ibsgl.evaluation.scoring.score_maps`.
+        folder: created if it is missing.
+        scores, predictions, curves: those of :class:`ibsgl.evaluation.variants.Measured`.
+        losses: those of :func:`ibsgl.evaluation.held_out.held_out_losses`.
+        diagnostics: those of :func:`ibsgl.evaluation.held_out.diagnostics`.
         model: the network's name in the config.
-        variant: pretrained, control or guided.
+        replicate: number of the replicate.
         arch: the network's architecture.
         labels: each method's name in tables.
-        made_with: by method, the settings of the step that made its maps.
-        scored_with: the settings of the step that scored them.
+        settings: those of :func:`method_settings`.
+        seed: the root seed.
         tags: facts about code, data, weights and machine (:func:`ibsgl.provenance.collect`).
         started: when the step began, in seconds since 1970.
     """
-    labelled = scores.assign(model=model, arch=arch, variant=variant, label=scores["method"].map(dict(labels)))
-    # A job makes the maps of several methods. The settings that are stored for a method contain only that method.
-    settings = {
-        method: {**step, "methods": {method: step["methods"][method]}, **scored_with}
-        for method, step in made_with.items()
+    folder = Path(folder)
+    identity = {"model": model, "replicate": replicate}
+    labelled = scores.assign(arch=arch, label=scores["method"].map(dict(labels)).astype(str))
+    others = {"losses": losses, "predictions": predictions, "curves": curves, "diagnostics": diagnostics}
+    tables = {
+        name: pa.Table.from_pandas(frame.assign(**identity), preserve_index=False)
+        for name, frame in {**others, "scores": labelled}.items()
     }
     facts = {
         **tags,
-        "seed": next(iter(settings.values()))["seed"],
-        "settings": settings,
+        **identity,
+        "seed": seed,
+        "labels": dict(labels),
+        "settings": dict(settings),
         "started": started,
         "seconds": time.time() - started,
     }
-    table = pa.Table.from_pandas(labelled, preserve_index=False)
-    with written(path) as temporary:
-        pq.write_table(with_metadata(table, facts), temporary)
+    tables["scores"] = with_metadata(tables["scores"], facts)
+    for name, table in tables.items():
+        with written(folder / f"{name}.parquet") as temporary:
+            pq.write_table(table, temporary)

@@ -48,7 +48,11 @@ def _optimizer(
             network.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
         )
     if training.schedule == "one_cycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=training.lr, total_steps=steps)
+        # By default the schedule would also change the momentum, and the configured one would not be used.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=training.lr, total_steps=steps, cycle_momentum=False
+        )
+        return optimizer, schedule
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
@@ -118,7 +122,7 @@ def run_epochs(
                 if not loss.isfinite():
                     raise TrainingError(
                         f"{name}: the loss became {loss.item()} in epoch {epoch}; lower the learning rate "
-                        f"(now {training.lr:g}) or the weight of the added terms"
+                        f"(now {training.lr:g}), or the weight of guidance if there is any"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -1,16 +1,18 @@
-"""Guided training (Algorithm 1), and its control: equally long, on the same examples, without guidance."""
+"""Guided training (Algorithm 1), and plain training: equally long, on the same examples, without guidance."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics, bottleneck_saliency
-from ibsgl.errors import TrainingError
 from ibsgl.guidance.losses import training_losses
 from ibsgl.guidance.settings import GuidanceSettings
+from ibsgl.guidance.teachers import teacher_maps
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
 from ibsgl.suppression import SuppressionSettings
@@ -21,8 +23,13 @@ if TYPE_CHECKING:
     from ibsgl.data.loading import ImageDataset
 
 
-# If the held-out score falls by more than this, guidance has destroyed the classifier.
+# A training has collapsed if it ends with a held-out score that is lower than before by more than this.
 COLLAPSE = 0.25
+
+
+def collapsed(history: Sequence[dict[str, float]]) -> bool:
+    """Whether a training of :func:`train_guided` with this history has lost more than 0.25 of the held-out score at its end."""
+    return bool(history) and history[-1]["held_out_lost"] > COLLAPSE
 
 
 def train_guided(
@@ -37,50 +44,60 @@ def train_guided(
     statistics: FeatureStatistics | None = None,
     name: str,
     seed: int,
+    noise_seed: int | None = None,
     device: torch.device,
     checkpoint: Path,
     digest: str,
 ) -> list[dict[str, float]]:
-    """Train ``network`` further: with Algorithm 1, or without guidance (the control) if ``guidance`` is ``None``.
+    """Train ``network`` further: with Algorithm 1, or plainly (the control) if the guidance's loss is ``none``.
 
-    Both trainings have the same (image, class) pairs in the same order. Batch norm's statistics are fixed, and there is no
-    dropout. Only the added term of the loss differs.
+    All these trainings have the same (image, class) pairs in the same order. Batch norm's statistics are fixed, and there is no
+    dropout. Only the added term of the loss differs. A training that collapses goes on to its end, with a warning.
 
     Args:
         network: the pretrained variant. It is trained in place.
         data: at the network's input size.
         training: optimiser and schedule.
-        guidance: the settings of guidance; ``None`` for the control.
-        suppression: the settings of suppression; ``None`` for the control.
-        l_ib: (N,h,w) bottleneck maps of the train split's pairs, in the order of the index. ``None`` for the control, and if
-            ``guidance.bottleneck_network`` is ``current``. Then ``bottleneck`` and ``statistics`` are needed.
+        guidance: the settings of guidance. ``None`` or the loss ``none``: plain training, which uses none of the arguments
+            from ``suppression`` to ``statistics``.
+        suppression: the settings of suppression.
+        l_ib: (N,h,w) bottleneck maps of the train split's pairs, in the order of the index. The teacher ``none`` does not need
+            them, nor does ``guidance.bottleneck_network: current``, which needs ``bottleneck`` and ``statistics``.
         bottleneck: the bottleneck of ``current``.
         statistics: the feature statistics of ``current``.
-        name, seed, device, checkpoint, digest: see :func:`ibsgl.training.epochs.run_epochs`.
+        name: see :func:`ibsgl.training.epochs.run_epochs`.
+        seed: the training seed, for the order of the pairs and for the teacher ``shuffled``.
+        noise_seed: the root seed, for the noise of the bottleneck of ``current``; ``None``: ``seed``.
+        device, checkpoint, digest: see :func:`ibsgl.training.epochs.run_epochs`.
 
     Returns:
-        the history, one row per epoch.
+        the history, one row per epoch: the means of the losses, ``held_out_accuracy`` or ``held_out_map`` in [0,1], and
+        ``held_out_lost``, the fall of that score since before the training.
 
     Raises:
-        TrainingError: the loss is not finite, or the held-out score has fallen by more than 0.25.
+        TrainingError: the loss is not finite.
+        ValueError: an argument that guidance needs is missing.
     """
     check_labels(data, network.multilabel)
     network.to(device)
+    if guidance is not None and guidance.loss == "none":
+        guidance = None
     pairs = data.pairs("train")
     image_ids = list(pairs["image_id"])
     row_by_id = {image_id: row for row, image_id in enumerate(data.ids("train"))}
     labels = data.labels("train")[[row_by_id[image_id] for image_id in image_ids]].to(device)
     targets = torch.tensor(pairs["target"].to_numpy(), device=device)
     statistics = statistics.to(device) if statistics is not None else None
+    current = guidance is not None and guidance.bottleneck_network == "current"
+    maps = None
+    if guidance is not None and not current:
+        maps = teacher_maps(guidance.teacher, l_ib, pairs, seed=seed, regions=data.regions)
 
-    def bottleneck_maps(indices: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if l_ib is not None:
-            return l_ib[indices].to(device)
+    def current_maps(indices: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if bottleneck is None or statistics is None:
-            raise ValueError(
-                "guidance needs L^ib of the training pairs, or the bottleneck's settings and feature statistics"
-            )
-        generators = [generator(seed, "bottleneck", image_ids[i], device=device) for i in indices]
+            raise ValueError("bottleneck_network: current needs the bottleneck's settings and feature statistics")
+        root = seed if noise_seed is None else noise_seed
+        generators = [generator(root, "bottleneck", image_ids[i], device=device) for i in indices]
         return bottleneck_saliency(
             network.head,
             features.detach(),
@@ -94,28 +111,21 @@ def train_guided(
     def losses(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = indices.to(device)
         target = targets[rows]
-        return training_losses(
-            network,
-            images,
-            labels[rows],
-            target,
-            lambda features: bottleneck_maps(indices, features, target),
-            guidance,
-            suppression,
-        )
+
+        def taught(features: torch.Tensor) -> torch.Tensor | None:
+            if current:
+                return current_maps(indices, features, target)
+            return None if maps is None else maps[indices].to(device)
+
+        return training_losses(network, images, labels[rows], target, taught, guidance, suppression)
 
     key, before = held_out_score(network, data, training.batch_size, device)
 
     def evaluate() -> dict[str, float]:
         _, now = held_out_score(network, data, training.batch_size, device)
-        if now < before - COLLAPSE:
-            raise TrainingError(
-                f"{name}: the held-out {key} fell from {before:.3f} to {now:.3f}, so guidance has destroyed the classifier; "
-                "lower guidance.step_size, guidance.mu or guidance.training.lr"
-            )
-        return {f"held_out_{key}": now}
+        return {f"held_out_{key}": now, "held_out_lost": before - now}
 
-    return run_epochs(
+    history = run_epochs(
         network,
         data,
         image_ids,
@@ -130,3 +140,13 @@ def train_guided(
         evaluate=evaluate,
         train_mode=False,
     )
+    if collapsed(history):
+        kind, remedy = "without", "guidance.training.lr"
+        if guidance is not None:
+            kind, remedy = "with", "guidance.step_size, guidance.mu or guidance.training.lr"
+        warnings.warn(
+            f"{name}: the training {kind} guidance has lost {history[-1]['held_out_lost']:.3f} of the held-out {key}, "
+            f"which was {before:.3f}; lower {remedy}",
+            stacklevel=2,
+        )
+    return history

@@ -1,5 +1,9 @@
-"""The variants of a network: its trained states."""
+"""The variants of a network: its trained states. A config may add further ones."""
 
-# pretrained: after the training of the classifier. guided: trained further with guidance. control: trained equally long
-# without guidance.
-VARIANTS = ("pretrained", "control", "guided")
+# After the training of the classifier.
+PRETRAINED = "pretrained"
+# Trained further from the pretrained variant, equally long: without guidance, and with guidance.
+CONTROL = "control"
+GUIDED = "guided"
+# Those that every run has.
+VARIANTS = (PRETRAINED, CONTROL, GUIDED)

@@ -47,6 +47,32 @@ def test_smooth_max_convolution_matches_a_plain_loop(grid_spacing, sigma):
     np.testing.assert_allclose(smooth_max(parameters).numpy(), expected, rtol=1e-12)
 
 
+def test_a_padded_mask_is_the_mask_with_a_margin():
+    parameters = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    size = torch.Size((16, 20))
+    plain = _SmoothMaxConvolution(size, 4, 6.0).double()
+    padded = _SmoothMaxConvolution(size, 4, 6.0, padded=True).double()
+    # ⌈12/4⌉ − ⌈6/4⌉ = 1 cell on each side: 4·(4 + 2) − 3 = 21 rows and 4·(5 + 2) − 3 = 25 columns.
+    masks = padded(parameters)
+    assert masks.shape == (2, 21, 25)
+    torch.testing.assert_close(padded.inside(masks), plain(parameters), rtol=1e-12, atol=0)
+    assert torch.equal(padded.inside(masks), masks[:, 4:20, 4:24])
+    # The pixel above the image's first one is one pixel away from the grid's first place, and the bell there is still 1.
+    assert masks[0, 3, 4] > 0
+    # Without padding nothing is cut off.
+    assert torch.equal(plain.inside(plain(parameters)), plain(parameters))
+
+
+def test_a_tenth_of_the_padded_mask_is_13_5_percent_of_the_image():
+    # At the published settings the grid has 32 cells. ⌈42/7⌉ − ⌈21/7⌉ = 3 more on each side: 7·38 − 6 = 260 pixels.
+    padded = _SmoothMaxConvolution(torch.Size((224, 224)), 7, 21.0, padded=True)
+    assert padded.size == (260, 260)
+    assert padded.grid == (32, 32)
+    ones = _reference(torch.tensor([0.1], dtype=torch.float64), padded.size.numel()).sum().item()
+    assert ones == 6760
+    assert ones / 224**2 == pytest.approx(0.135, abs=5e-4)
+
+
 def test_smooth_max_convolution_has_the_right_gradient():
     smooth_max = _SmoothMaxConvolution(torch.Size((5, 7)), 3, 4.0).double()
     parameters = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -139,6 +165,22 @@ def test_finds_a_planted_object_of_the_target_in_the_area_asked_for():
             assert ((mask > 0.15) & (mask < 0.85)).float().mean() < 0.15
             # The box is 8.5 % of the image; the largest mask cannot hold more than 42 % of itself in it.
             assert mask[BOXES[target]].sum() / mask.sum() > 4.5 * 0.085
+
+
+def test_the_area_of_a_padded_mask_counts_the_margin():
+    # The padded mask of 48×48 pixels has 4·(12 + 2) − 3 = 53 a side. A fifth of it is 562 of the image's 2304 pixels, 24.4 %.
+    network = SplitNetwork(nn.Identity(), _Contrast())
+    images, targets = _planted()[None], torch.tensor([0])
+    shares = {}
+    for padded in (False, True):
+        masks = ExtremalPerturbation(**SMALL, areas=(0.2,), padded=padded).masks(network, images, targets)
+        assert masks.shape == (1, 1, 48, 48)
+        shares[padded] = masks.mean().item()
+    assert shares[True] / shares[False] == pytest.approx(53**2 / 48**2, rel=0.05)
+
+
+def test_padding_costs_no_passes():
+    assert ExtremalPerturbation(padded=True).cost(512) == ExtremalPerturbation().cost(512)
 
 
 def test_map_is_the_sum_over_areas_smoothed():

@@ -9,7 +9,7 @@ from pytorch_grad_cam import ScoreCAM as Reference
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from baselines.score_cam import ScoreCAM
+from baselines.score_cam import ScoreCAM, ScoreCAMProbability
 from ibsgl.networks.split import SplitNetwork
 
 
@@ -63,6 +63,14 @@ def test_hand_computed(weight, target, weights):
     expected = torch.tensor([[[red + constant / 2, constant / 2], [constant / 2, green + constant / 2]]])
     maps = ScoreCAM(weight=weight)(_hand_network(), HAND_IMAGE, torch.tensor([target]))
     torch.testing.assert_close(maps, expected)
+
+
+def test_the_probability_weight_is_a_method_of_its_own():
+    assert ScoreCAMProbability.label == "Score-CAM (probability weight)"
+    network, targets = _hand_network(), torch.tensor([0])
+    maps = ScoreCAMProbability()(network, HAND_IMAGE, targets)
+    assert torch.equal(maps, ScoreCAM(weight="probability")(network, HAND_IMAGE, targets))
+    assert not torch.equal(maps, ScoreCAM()(network, HAND_IMAGE, targets))
 
 
 def test_passes_are_spent_once_an_image_on_informative_channels_only():

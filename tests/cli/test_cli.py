@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +58,7 @@ def script(monkeypatch):
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 15
+    assert len(SHELL) == 14
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 
@@ -81,7 +80,7 @@ def test_rules_call_steps_with_options_that_they_have(step):
     used = set(re.findall(r"--[a-z-]+", SHELL[step]))
     assert used <= known
     # These come from a param that lists the files.
-    assert required - used <= {"--weights", "--maps", "--scores", "--curves", "--statistics", "--mirror"}
+    assert required - used <= {"--weights", "--maps", "--evaluation", "--alternative", "--mirror"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_bad_settings_are_one_line(settings, message, tmp_path):
 
 
 def test_settings_can_come_from_a_file(tmp_path):
-    part = {"seed": 0, "data": {"trainval": 6, "test": 6, "size": 32}}
+    part = {"seed": 0, "data": {"trainval": 6, "test": 6, "further": 0, "size": 32}}
     (tmp_path / "settings.json").write_text(json.dumps(part))
     code, _ = ibsgl("data", "--settings", f"@{tmp_path / 'settings.json'}", "--out", tmp_path / "VOC2007")
     assert code == 0
@@ -118,8 +117,9 @@ NETWORK = {"arch": "resnet_small", "image_size": 32, "multilabel": False}
 
 
 def test_a_missing_file_is_one_line_naming_it(script, tmp_path):
-    out = ["--settings", json.dumps({"network": NETWORK}), "--out", tmp_path / "out.pt"]
-    message = script("statistics", "--index", "gone.parquet", "--root", "gone", "--weights", "gone.pt", *out)
+    settings = json.dumps({"seed": 0, "network": NETWORK, "bottleneck": {}})
+    out = ["--settings", settings, "--statistics", tmp_path / "statistics.pt", "--out", tmp_path / "out.pt"]
+    message = script("bottleneck", "--index", "gone.parquet", "--root", "gone", "--weights", "gone.pt", *out)
     assert message == "ibsgl: error: there is no file gone.parquet"
     step = {"seed": 0, "data": {"source": "voc"}}
     message = script("index", "--root", "gone", "--settings", json.dumps(step), "--out", tmp_path / "out.parquet")
@@ -147,10 +147,11 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     ("step", "where"),
     [
         ("data", {}),
-        ("classifier", {"model": "vgg"}),
-        ("guide", {"model": "resnet", "variant": "guided"}),
-        ("maps", {"model": "resnet", "variant": "pretrained", "group": "rise"}),
-        ("table", {"number": "3"}),
+        ("classifier", {"model": "vgg", "replicate": "0"}),
+        ("guide", {"model": "resnet", "replicate": "0", "variant": "guided"}),
+        ("maps", {"model": "resnet", "replicate": "0", "variant": "pretrained", "method": "rise"}),
+        ("evaluate", {"model": "resnet"}),
+        ("tables", {"model": "resnet"}),
     ],
 )
 def test_settings_prints_what_the_rule_passes(step, where):
@@ -167,16 +168,19 @@ def test_settings_prints_what_the_rule_passes(step, where):
     ("arguments", "message"),
     [
         (["mops"], "STEP: there is no step 'mops'; take one of data, fetch, index, classifier,"),
-        (["maps"], "--where: maps needs model=… and variant=… and group=…"),
+        (["maps"], "--where: maps needs model=… and replicate=… and variant=… and method=…"),
         (
-            ["maps", "--where=model=resnet", "--where=variant=guided", "--where=group"],
-            "--where: maps needs group=…",
+            ["maps", "--where=model=resnet", "--where=variant=guided", "--where=replicate=0", "--where=method"],
+            "--where: maps needs method=…",
         ),
         (
-            ["maps", "--where=model=resnet", "--where=variant=guided", "--where=group=mops"],
-            "--where: there is no group 'mops' on guided; take one of",
+            ["maps", "--where=model=resnet", "--where=variant=guided", "--where=replicate=0", "--where=method=mops"],
+            "--where: there is no job for the maps of 'mops' on guided; there are: rise",
         ),
-        (["classifier", "--where=model=alexnet"], "--where: there is no model 'alexnet'; take one of resnet, vgg"),
+        (
+            ["classifier", "--where=model=alexnet", "--where=replicate=0"],
+            "--where: there is no model 'alexnet'; take one of resnet, vgg",
+        ),
     ],
 )
 def test_settings_says_what_is_missing(arguments, message):
@@ -188,11 +192,11 @@ def test_a_step_that_fails_leaves_no_file(script, tmp_path):
     ibsgl(
         "data",
         "--settings",
-        '{"seed": 0, "data": {"trainval": 12, "test": 6, "size": 32}}',
+        '{"seed": 0, "data": {"trainval": 12, "test": 6, "further": 0, "size": 32}}',
         "--out",
         tmp_path / "voc",
     )
-    step = {"seed": 0, "data": {"held_out": 0.3}}
+    step = {"seed": 0, "data": {"held_out": 0.3, "further": 0}}
     assert (
         ibsgl("index", "--root", tmp_path / "voc", "--settings", json.dumps(step), "--out", tmp_path / "i.parquet")[0]
         == 0
@@ -204,30 +208,36 @@ def test_a_step_that_fails_leaves_no_file(script, tmp_path):
     from ibsgl.networks import build_network
 
     classes = len(Index.load(tmp_path / "i.parquet").class_names)
-    torch.save(build_network("resnet_small", classes, width=8).state_dict(), tmp_path / "w.pt")
-    maps = tmp_path / "rise" / "0.parquet"
-    maps.parent.mkdir()
+    weights = tmp_path / "pretrained" / "network.pt"
+    weights.parent.mkdir()
+    torch.save(build_network("resnet_small", classes, width=8).state_dict(), weights)
+    index = ["--index", tmp_path / "i.parquet", "--root", tmp_path / "voc", "--weights", weights]
+    network = NETWORK | {"options": {"width": 8}}
+    settings = json.dumps({"seed": 0, "network": network, "bottleneck": {"steps": 1, "samples": 1}})
+    files = ["--statistics", tmp_path / "statistics.pt"]
+    assert ibsgl("bottleneck", *index, "--settings", settings, *files, "--out", tmp_path / "bottleneck.pt")[0] == 0
+    maps = tmp_path / "pretrained" / "maps" / "rise" / "0.parquet"
+    maps.parent.mkdir(parents=True)
     pairs = pd.DataFrame({"image_id": ["x"], "target": [0]})
     rise = SimpleNamespace(label="RISE")
     write_maps(maps, iter([(pairs, {"rise": torch.zeros(1, 32, 32)})]), {"rise": rise}, 32, {"seed": 0})
-    settings = json.dumps({"network": NETWORK | {"options": {"width": 8}}, "metrics": {}, "shards": 1})
+    settings = {"seed": 0, "network": network, "methods": {"pretrained": {"gradient": {}}}, "metrics": {}, "shards": 1}
+    settings |= {"deletion": {"points": 2, "repeats": 1}, "r": 0.35, "cross_entropy": "distribution"}
     message = script(
-        *shlex.split("scores --model m --variant pretrained --settings"),
-        settings,
-        *("--index", tmp_path / "i.parquet", "--root", tmp_path / "voc", "--weights", tmp_path / "w.pt"),
-        *("--maps", maps, "--out", tmp_path / "scores" / "s.parquet"),
+        *("evaluate", "--model", "m", "--replicate", 0, "--settings", json.dumps(settings), *index, "--maps", maps),
+        *(*files, "--bottleneck", tmp_path / "bottleneck.pt", "--out", tmp_path / "evaluation" / "0"),
     )
     assert message == f"ibsgl: error: {maps}: the maps do not belong to this index; delete the file and run again"
-    assert not list(tmp_path.glob("scores/*"))
+    assert not list(tmp_path.glob("evaluation/*/*"))
 
 
 @pytest.fixture
 def voc(tmp_path):
     """A small data set and its index."""
     root = tmp_path / "voc"
-    part = {"seed": 0, "data": {"trainval": 24, "test": 12, "size": 32}}
+    part = {"seed": 0, "data": {"trainval": 24, "test": 12, "further": 0, "size": 32}}
     assert ibsgl("data", "--settings", json.dumps(part), "--out", root)[0] == 0
-    step = {"seed": 0, "data": {"held_out": 0.3}}
+    step = {"seed": 0, "data": {"held_out": 0.3, "further": 0}}
     index = tmp_path / "i.parquet"
     assert ibsgl("index", "--root", root, "--settings", json.dumps(step), "--out", index)[0] == 0
     return ["--index", index, "--root", root]
@@ -235,7 +245,6 @@ def voc(tmp_path):
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_a_network_as_it_is_and_its_classification(tmp_path, voc, multilabel):
-    import pandas as pd
     import torch
 
     from ibsgl.data.index import Index
@@ -246,7 +255,7 @@ def test_a_network_as_it_is_and_its_classification(tmp_path, voc, multilabel):
     torch.save({"state_dict": {f"module.{key}": value for key, value in own.items()}}, tmp_path / "own.pt")
     spec = NETWORK | {"options": {"width": 8}, "multilabel": multilabel}
     network = spec | {"weights": str(tmp_path / "own.pt")}
-    settings = json.dumps({"seed": 0, "network": network, "training": {"epochs": 0, "batch_size": 8}})
+    settings = json.dumps({"seed": 0, "replicate": 0, "network": network, "training": {"epochs": 0, "batch_size": 8}})
     pretrained, records = tmp_path / "pretrained.pt", tmp_path / "records"
     code, output = ibsgl(
         *("classifier", "--model", "m", *voc, "--settings", settings, "--out", pretrained, "--records", records)
@@ -259,33 +268,12 @@ def test_a_network_as_it_is_and_its_classification(tmp_path, voc, multilabel):
     per_class = {f"test_{kind}/{name}" for kind in ("ap", "ap11") for name in names}
     assert set(record["metrics"]) == (means | per_class if multilabel else {"test_accuracy"})
     assert record["history"] == []
-    assert output.startswith(f"m: test {'map' if multilabel else 'accuracy'} 0.")
-
-    held_out = (Index.load(voc[1]).table["split"] == "held_out").sum()
-    torch.save({"held_out": torch.rand(held_out, 2, 2)}, tmp_path / "bottleneck.pt")
-    settings = json.dumps({"seed": 0, "network": network, "r": 0.35, "cross_entropy": "distribution", "resamples": 100})
-    code, _ = ibsgl(
-        *("effect", "--model", "m", *voc, "--weights", pretrained, "--bottleneck", tmp_path / "bottleneck.pt"),
-        *("--settings", settings, "--out", tmp_path / "l.parquet", "--predictions", tmp_path / "p.parquet"),
-        *("--table", tmp_path / "t.csv", "--classes", tmp_path / "c.csv"),
-    )
-    assert code == 0
-    table = pd.read_csv(tmp_path / "c.csv")
-    assert table.columns.tolist() == ["variant", "class", "images", *(["ap", "ap11"] if multilabel else ["accuracy"])]
-    assert table["class"].tolist() == list(names)
-    assert set(table["variant"]) == {"pretrained"}
-    assert table["images"].sum() == 12
-    if multilabel:
-        assert table["ap11"].mean() == pytest.approx(100 * record["metrics"]["test_map11"])
-        assert table["ap"].mean() == pytest.approx(100 * record["metrics"]["test_map"])
-    else:
-        correct = (table["accuracy"] * table["images"]).sum() / table["images"].sum()
-        assert correct == pytest.approx(100 * record["metrics"]["test_accuracy"])
+    assert output.startswith(f"m classifier 0: test {'map' if multilabel else 'accuracy'} 0.")
 
 
 def test_torchrays_networks_need_vocs_classes(script, tmp_path, voc):
     network = {"arch": "resnet50", "source": "torchray", "weights": "gone.pt", "image_size": 32, "multilabel": True}
-    settings = json.dumps({"seed": 0, "network": network, "training": {"epochs": 0}})
+    settings = json.dumps({"seed": 0, "replicate": 0, "network": network, "training": {"epochs": 0}})
     message = script("classifier", "--model", "m", *voc, "--settings", settings, "--out", tmp_path / "w.pt")
     assert message.startswith("ibsgl: error: source: TorchRay's networks have VOC's 20 classes in alphabetical order")
 
@@ -293,20 +281,19 @@ def test_torchrays_networks_need_vocs_classes(script, tmp_path, voc):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "foo"}, "variant: Input should be 'guided' or 'control'"),
-        ({"variant": "guided"}, "guidance: guided needs this key"),
-        ({"variant": "control", "guidance": {}}, "guidance: control has no such key"),
-        ({"variant": "guided", "guidance": {}}, "suppression: guided needs this key"),
+        ({"guidance": {"teacher": "foo"}}, "guidance.teacher: Input should be "),
+        ({"guidance": {}}, "suppression: this training needs this key"),
+        ({"suppression": {}}, "suppression: this training has no such key"),
         (
-            {"variant": "guided", "guidance": {"bottleneck_network": "current"}, "suppression": {}},
-            "bottleneck: guided needs this key",
+            {"guidance": {"bottleneck_network": "current"}, "suppression": {}},
+            "bottleneck: this training needs this key",
         ),
     ],
 )
 def test_guidance_and_its_control_have_their_own_settings(changes, message, tmp_path):
-    settings = json.dumps({"seed": 0, "network": NETWORK, "training": {}} | changes)
-    arguments = ["guide", "--model", "m", "--index", "i", "--root", "r", "--weights", "w", "--settings", settings]
-    assert message in error_of(*arguments, "--out", tmp_path / "out.pt")
+    settings = json.dumps({"seed": 0, "replicate": 0, "network": NETWORK, "training": {}} | changes)
+    arguments = ["guide", "--model", "m", "--variant", "v", "--index", "i", "--root", "r", "--weights", "w"]
+    assert message in error_of(*arguments, "--settings", settings, "--out", tmp_path / "out.pt")
 
 
 def test_figure_2_needs_r(tmp_path):

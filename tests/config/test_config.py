@@ -1,35 +1,17 @@
 """One line naming the key, and the settings of a step are exactly what its result depends on."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from shapes_config import JOBS, SHAPES, changed, values
 
 from ibsgl import attribution, config
 from ibsgl.config.steps import step_of
-
-SHAPES = Path(__file__).parents[2] / "config" / "shapes.yaml"
-
 
 ARCHIVE = {"name": "set.tar", "md5": "0" * 32, "bytes": 1}
 DOWNLOAD = {"mirrors": ["https://example.org/"], "archives": [ARCHIVE], "images": {"trainval": 2, "test": 1}}
 IMAGENET = SHAPES.with_name("imagenet.yaml")
 # Some file that is there.
 TORCHRAY = {"arch": "resnet50", "source": "torchray", "weights": str(SHAPES)}
-
-
-def values(**changes):
-    """config/shapes.yaml with changes given as dotted keys."""
-    tree = yaml.safe_load(SHAPES.read_text())
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        node = tree
-        for part in path:
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        node[last] = value
-    return tree
 
 
 def test_the_default_config_is_valid():
@@ -122,6 +104,54 @@ def test_the_default_config_is_valid():
             {"data__source": "imagenet", "data__root": ".", "data__classes": ["a", "b"]},
             "data.classes: there is no such key where data.source is imagenet",
         ),
+        ({"replicates": 0}, "replicates: Input should be greater than or equal to 1 (it is 0)"),
+        (
+            {"variants__sham": {"teecher": "uniform"}},
+            "variants.sham.teecher: a variant may change teacher, loss, mode of",
+        ),
+        ({"variants__sham": {"mu": 1}}, "variants.sham.mu: a variant may change teacher, loss, mode of guidance only"),
+        ({"variants__sham": {"training": {"lr": 1}}}, "variants.sham.training: a variant may change"),
+        ({"variants__sham": {"teacher": "me"}}, "variants.sham.teacher: Input should be 'bottleneck', 'shuffled', "),
+        (
+            {"variants__sham": {"loss": "all"}},
+            "variants.sham.loss: Input should be 'localization' or 'none' (it is 'all')",
+        ),
+        ({"variants__sham": None}, "variants.sham: Input should be a valid dictionary (it is None)"),
+        ({"variants__pretrained": {}}, "variants.pretrained: this variant has no guidance"),
+        ({"variants__control": {"teacher": "none"}}, "variants.control: this variant is always there"),
+        ({"variants__guided": {}}, "variants.guided: this variant is always there"),
+        (
+            {"methods_on__variants": ["sham"]},
+            "methods_on.variants: there is no variant 'sham'; take pretrained, control,",
+        ),
+        ({"methods_on__replicates": 4}, "methods_on.replicates: 4 of 3 replicates; raise `replicates`"),
+        ({"alternatives__a": {"metrics": {"miuo": {}}}}, "alternatives.a.metrics.miuo: there is no such key"),
+        (
+            {"alternatives__a": {"bottleneck": {"alpha": -1}}},
+            "alternatives.a.bottleneck.alpha: Input should be greater",
+        ),
+        ({"alternatives__a": {"variants": {"x": {"mu": 1}}}}, "alternatives.a: variants.x.mu: a variant may change"),
+        ({"alternatives__a": {"methods": {"rise": {"masks": 0}}}}, "alternatives.a.methods.rise: "),
+        ({"alternatives__a": {"methods": {"rises": {}}}}, "alternatives.a.methods.rises: no saliency method 'rises'"),
+        (
+            {"alternatives__a": {"models": {"resnet": {"options": {"width": "x"}}}}},
+            "alternatives.a.models.resnet.options: resnet_small: width must be",
+        ),
+        (
+            {"alternatives__a": {"models": {"vgg": {"weights": "gone.pt"}}}},
+            "alternatives.a.models.vgg.weights: there is no file 'gone.pt'",
+        ),
+        (
+            {"alternatives__a": {"models": {"vgg": {"override": {"metrics": {}}}}}},
+            "alternatives.a.models.vgg.override.metrics: only",
+        ),
+        ({"alternatives__a": {"seed": 1}}, "alternatives.a.seed: an alternative cannot change this key"),
+        ({"alternatives__a": {"name": "b"}}, "alternatives.a.name: an alternative cannot change this key"),
+        ({"alternatives__a": {"data": {"size": 64}}}, "alternatives.a.data: all alternatives use the images of the"),
+        (
+            {"models": {"net": {"arch": "vgg_small"}}, "alternatives__a": {"models": {"more": {"arch": "vgg_small"}}}},
+            "alternatives.a.models: an alternative has the networks of the config, no others",
+        ),
         ({"name": "../up"}, "name: String should match pattern"),
     ],
 )
@@ -147,79 +177,22 @@ def test_where_an_archive_comes_from_changes_no_step():
     """Not even a table, which depends on most of the config."""
     downloads = [DOWNLOAD, DOWNLOAD | {"mirrors": ["here"], "folder": "elsewhere"}]
     one, other = (config.parse(values(data__source="voc", data__root="x", data__download=d)) for d in downloads)
-    for step, where in [*JOBS, ("fetch", {}), ("table", {"number": 1})]:
+    for step, where in [*JOBS, ("fetch", {}), ("tables", {"model": "vgg"}), ("claims", {})]:
         assert step_of(one, step, **where) == step_of(other, step, **where)
 
 
-JOBS = [
-    ("data", {}),
-    ("index", {}),
-    *[
-        (step, {"model": model, **where})
-        for model in ("resnet", "vgg")
-        for step, where in [
-            ("classifier", {}),
-            ("statistics", {}),
-            ("bottleneck", {}),
-            ("guide", {"variant": "guided"}),
-            ("guide", {"variant": "control"}),
-            ("maps", {"variant": "pretrained", "group": "rise"}),
-            ("maps", {"variant": "pretrained", "group": "single_pass"}),
-            ("maps", {"variant": "pretrained", "group": "bottleneck"}),
-            ("scores", {"variant": "pretrained"}),
-            ("effect", {}),
-            ("deletion", {}),
-        ]
-    ],
-]
-
-
-def changed(**changes):
-    """Steps whose settings differ after the change, as short names."""
-    before, after = config.parse(values()), config.parse(values(**changes))
-    return {
-        "/".join([step, *where.values()])
-        for step, where in JOBS
-        if step_of(before, step, **where).to_json() != step_of(after, step, **where).to_json()
-    }
-
-
-def both(*steps):
-    return {f"{step}/{model}{rest}" for step, rest in steps for model in ("resnet", "vgg")}
-
-
-def test_settings_change_with_what_they_depend_on_and_nothing_else():
-    assert changed(methods__rise__masks=7) == both(("maps", "/pretrained/rise"))
-    assert changed(suppression__r=0.2) == both(("guide", "/guided"), ("effect", ""), ("deletion", ""))
-    assert changed(bottleneck__alpha=5) == both(("bottleneck", ""), ("maps", "/pretrained/bottleneck"))
-    assert changed(metrics__miou__top=0.3) == both(("scores", "/pretrained"))
-    assert changed(guidance__step_size=0.5) == both(("guide", "/guided"))
-    assert changed(guidance__training__epochs=9) == both(("guide", "/guided"), ("guide", "/control"))
-    assert changed(models__vgg__override={"guidance": {"mu": 1}}) == {"guide/vgg/guided"}
-    # Neither the machine nor the batch shows in a result.
-    assert changed(device="cpu", threads=4, batch_size=7) == set()
-    # 96 images in one piece or in two.
-    cut = {"/".join([step, *where.values()]) for step, where in JOBS if step in ("maps", "scores", "deletion")}
-    assert changed(shard_size=48) == cut
-    assert changed(shard_size=96) == set()
-
-
 def test_a_new_seed_changes_every_step_that_draws():
-    assert {"data", "index", "classifier/resnet", "bottleneck/vgg", "maps/resnet/pretrained/rise"} <= changed(seed=1)
+    names = {"data", "index", "classifier/resnet", "bottleneck/vgg", "maps/resnet/pretrained/rise", "evaluate/vgg"}
+    assert names <= changed(values(), values(seed=1))
 
 
 def test_override_is_merged_for_its_model_alone():
     loaded = config.load(values(models__vgg__override={"methods": {"rise": {"masks": 3}}, "guidance": {"mu": 1}}))
-    made_with = step_of(loaded, "maps", model="vgg", variant="guided", group="rise").to_dict()
-    assert made_with["methods"]["rise"]["masks"] == 3
+    made_with = step_of(loaded, "maps", model="vgg", replicate=0, variant="pretrained", method="rise").to_dict()
+    assert made_with["methods"] == {"rise": {"masks": 3, "chunk": 16}}
     assert loaded.for_model("vgg").guidance.mu == 1.0
     assert loaded.for_model("resnet").guidance.mu == 2.0
     assert loaded.for_model("vgg").guidance.step_size == loaded.guidance.step_size
-
-
-def test_every_evaluation_is_listed_once():
-    evaluations = config.load(values()).evaluations()
-    assert len(evaluations) == len(set(evaluations)) == 7 + 3 + 1 + 7 + 3
 
 
 def test_what_a_network_cannot_be_built_with_is_said_before_any_job():

@@ -143,7 +143,7 @@ def test_the_steps_run_on_it_with_the_configs_settings(tmp_path):
         ["index", "--root", root, "--settings", step_of(settings, "index").to_json(), "--out", index],
         [
             *("classifier", "--model", "net", "--root", root, "--index", index, "--out", weights),
-            *("--settings", step_of(settings, "classifier", model="net").to_json()),
+            *("--settings", step_of(settings, "classifier", model="net", replicate=0).to_json()),
         ],
     ):
         result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ibsgl.data.index import Index
 from ibsgl.data.loading import ImageDataset
 from ibsgl.data.sources import shapes
 from ibsgl.data.sources.shapes import CLASS_NAMES, PHOTOGRAPHS, generate
@@ -24,6 +25,11 @@ def digests(root):
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory):
     return make(tmp_path_factory.mktemp("shapes") / "VOC2007", trainval=480, test=240, size=32)
+
+
+@pytest.fixture(scope="module")
+def further_root(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("shapes") / "VOC2007", trainval=12, test=6, further=240, size=32)
 
 
 def truths(root, split):
@@ -52,10 +58,49 @@ def test_an_image_does_not_depend_on_the_counts(tmp_path):
 def test_splits_do_not_repeat_each_other(tmp_path):
     jpegs = [
         digest
-        for path, digest in digests(make(tmp_path / "a", background_correlation=0.0)).items()
+        for path, digest in digests(make(tmp_path / "a", background_correlation=0.0, further=6)).items()
         if path.endswith(".jpg")
     ]
-    assert len(set(jpegs)) == 18
+    assert len(set(jpegs)) == 24
+
+
+def test_further_images_change_no_others(tmp_path):
+    without, with_them = digests(make(tmp_path / "a")), digests(make(tmp_path / "b", further=7))
+    assert without.items() <= with_them.items()
+    new = sorted(with_them.keys() - without.keys())
+    assert len(new) == 3 * 7 + 1
+    assert "ImageSets/Main/further.txt" in new
+    # Without further images nothing is left of an earlier list.
+    make(tmp_path / "b")
+    assert not (tmp_path / "b" / "ImageSets/Main/further.txt").exists()
+
+
+def test_further_images_are_like_test_images(further_root):
+    names, photographs = zip(*truths(further_root, "further"), strict=True)
+    assert {name: names.count(name) for name in CLASS_NAMES} == dict.fromkeys(CLASS_NAMES, 40)
+    own = dict(zip(CLASS_NAMES, PHOTOGRAPHS, strict=False))
+    share = np.mean([own[name] == photograph for name, photograph in zip(names, photographs, strict=True)])
+    assert abs(share - 1 / 8) < 5 * np.sqrt(1 / 8 * 7 / 8 / len(names))
+
+
+def test_the_index_has_further_images_in_a_split_of_their_own(further_root, tmp_path):
+    data = shapes.Shapes(trainval=12, test=6, further=240, size=32, held_out=1 / 3)
+    index = data.build_index(further_root, seed=0)
+    assert index.table.groupby("split", sort=False).size().to_dict() == {
+        "train": 8,
+        "held_out": 4,
+        "test": 6,
+        "further": 240,
+    }
+    images = ImageDataset(index, further_root, 32)
+    assert len(images.ids("further")) == len(images.labels("further")) == len(images.pairs("further")) == 240
+    index.save(tmp_path / "index.parquet")
+    assert Index.load(tmp_path / "index.parquet").table.equals(index.table)
+    fewer = data.model_copy(update={"further": 0}).build_index(further_root, seed=0)
+    assert fewer.digest != index.digest
+    assert ImageDataset(fewer, further_root, 32).ids("further") == []
+    rest = index.table[index.table["split"] != "further"]
+    assert fewer.table.equals(rest)
 
 
 def test_classes_are_balanced(shapes_root):
@@ -164,6 +209,7 @@ def test_a_photograph_that_is_not_there(tmp_path, monkeypatch):
     [
         ({"trainval": 0}, "shapes: trainval must be at least 1, not 0"),
         ({"test": -1}, "shapes: test must be at least 1, not -1"),
+        ({"further": -1}, "shapes: further must be at least 0, not -1"),
         ({"size": 8}, "shapes: size must be at least 16, not 8"),
         ({"background_correlation": 1.5}, r"shapes: background_correlation must lie in \[0, 1\], not 1.5"),
     ],

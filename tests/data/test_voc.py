@@ -284,8 +284,8 @@ def test_images_without_objects_are_counted(small_voc, caplog, write_image, writ
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"splits": {"val": "test"}}, "splits: the keys must be train and test, not val"),
-        ({"splits": {}}, "splits: the keys must be train and test, not none"),
+        ({"splits": {"val": "test"}}, "splits: the keys must be train, test and further, not val"),
+        ({"splits": {}}, "splits: the keys must be train, test and further, not none"),
         ({"held_out": 1.0}, r"held_out must lie in \[0, 1\), not 1.0"),
         ({"held_out": -0.1}, r"held_out must lie in \[0, 1\), not -0.1"),
         ({"held_out": 0.9}, "held_out: 0.9 of the 3 training images leaves none to train on"),

@@ -169,6 +169,28 @@ def test_a_head_that_says_nothing_leaves_the_features(case):
     assert torch.equal(moved, features)
 
 
+def test_without_a_map_only_suppression_is_left(case):
+    head, features, target, l_ib = case
+    l_ce, l_ss, _ = localization_losses(head, features, target, None, r=0.35)
+    assert torch.equal(l_ce, torch.zeros(6))
+    assert torch.equal(l_ss, localization_losses(head, features, target, l_ib, r=0.35)[1])
+    settings = {"beta": 2.0, "r": 0.35, "step_size": 0.02, "steps": 1}
+    loss = localization_loss(head, features, target, None, beta=2.0, r=0.35)
+    torch.testing.assert_close(loss.detach(), 2 * l_ss)
+    moved = guidance_target(head, features, target, None, **settings)
+    _, after, _ = localization_losses(head, moved, target, None, r=0.35)
+    assert (after[l_ss > 0] < l_ss[l_ss > 0]).all()
+    # Images without an overlap stay as they are.
+    assert torch.equal(moved[l_ss == 0], features[l_ss == 0])
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_without_a_map_and_without_suppression_nothing_moves(case, relative):
+    head, features, target, _ = case
+    settings = {"beta": 1.0, "r": 0.35, "step_size": 0.1, "steps": 2, "when": "never", "relative": relative}
+    assert torch.equal(guidance_target(head, features, target, None, **settings), features)
+
+
 def test_p_is_the_likeliest_other_class(case):
     head, features, target, l_ib = case
     logits = head(features)

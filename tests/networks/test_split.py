@@ -82,7 +82,7 @@ def test_package_imports_without_the_workflow():
     import sys
 
     code = (
-        "import sys, ibsgl.training.guided, ibsgl.evaluation.effect, ibsgl.config.steps, ibsgl.cli, ibsgl.reporting.formats;"
+        "import sys, ibsgl.training.guided, ibsgl.evaluation.held_out, ibsgl.config.steps, ibsgl.cli, ibsgl.reporting.formats;"
         "from ibsgl import attribution; [attribution.get(n) for n in attribution.names()];"
         "print([m for m in ('mlflow', 'snakemake', 'torchvision', 'skimage.data') if m in sys.modules])"
     )

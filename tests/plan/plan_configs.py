@@ -36,6 +36,6 @@ def voc(root, **changes):
 
 
 @cache
-def facts(arch, size=SIZE, mode="feature") -> NetworkFacts:
+def facts(arch, size=SIZE) -> NetworkFacts:
     """Of 4 classes. They do not change, so the tests share them."""
-    return network_facts(small(arch, size, guidance={"mode": mode}), "net", 4)
+    return network_facts(small(arch, size), "net", 4)

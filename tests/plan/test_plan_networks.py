@@ -22,7 +22,7 @@ def by_hand(num_classes):
 
 def test_flops_of_a_factorys_network_by_hand():
     model = {"arch": f"{__name__}:by_hand", "image_size": 16}
-    settings = tiny(models={"net": model}, guidance={"mode": "end_to_end"})
+    settings = tiny(models={"net": model})
     known = network_facts(settings, "net", 5)
     convolution, linear = 2 * 16 * 16 * 2 * 3 * 9, 2 * 2 * 5
     assert known.features == (2, 16, 16)
@@ -31,6 +31,7 @@ def test_flops_of_a_factorys_network_by_hand():
     assert astuple(known.flops.full) == (convolution, linear, convolution, linear)
     # To the weights of both and to the head's input. Nothing needs the image's gradient.
     assert known.flops.training == 2 * convolution + 3 * linear
+    assert known.flops.guidance.keys() == {"feature", "end_to_end"}
 
 
 def test_the_papers_networks_cost_what_is_known_of_them():
@@ -65,10 +66,11 @@ def test_flops_are_those_that_torch_counts(arch):
 
 def test_time_is_passes_times_their_seconds():
     known = facts("vgg_small")
-    seconds = UnitCosts(Passes(1, 10, 100, 1000), Passes(0.1, 0.2), 7, 70)
+    seconds = UnitCosts(Passes(1, 10, 100, 1000), Passes(0.1, 0.2), 7, {"feature": 10, "end_to_end": 20})
     timed = replace(known, seconds=seconds, batch=4)
     assert timed.work(Passes(2, 1, 1, 1)).seconds == 1112
     assert timed.work(Passes(2, 1), mixed=True).seconds == pytest.approx(0.4)
     assert timed.training_work(3).seconds == 21
-    assert timed.training_work(3, GuidanceSettings()).seconds == 210
+    assert timed.training_work(3, GuidanceSettings(steps=4)).seconds == 3 * (7 + 4 * 10)
+    assert timed.training_work(3, GuidanceSettings(steps=4, mode="end_to_end")).seconds == 3 * (7 + 20)
     assert known.training_work(3).seconds is None

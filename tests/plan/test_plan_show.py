@@ -39,6 +39,24 @@ def test_a_method_that_does_not_state_its_cost_is_unknown(elsewhere, monkeypatch
     json.dumps(plan.as_dict())
 
 
+def test_networks_and_alternatives_are_printed(elsewhere):
+    settings = small(
+        "resnet_small",
+        size=32,
+        replicates=2,
+        alternatives={"half": {"suppression": {"beta": 0.5}}, "classes": {"tables": {"average": "classes"}}},
+    )
+    plan = make_plan(settings, calibration=False)
+    lines = printed(plan).splitlines()
+    assert "replicates: 2" in lines
+    (control,) = [line.split() for line in lines if line.startswith("control training")]
+    assert control[2] == "2"
+    place = lines.index("Alternatives: what each adds to the run")
+    assert [line.split()[0] for line in lines[place + 2 : place + 5]] == ["half", "classes", "total"]
+    assert lines[place + 3].split()[1:] == ["0", "0", "0", "0", "0", "FLOP", "–"]
+    assert json.loads(json.dumps(plan.as_dict()))["alternatives"]["half"]["flops"] > 0
+
+
 def test_the_command_prints_and_writes(elsewhere, monkeypatch):
     # Nothing here depends on how well the passes are timed.
     monkeypatch.setattr("ibsgl.plan.calibration.PASS_SECONDS", 0.01)

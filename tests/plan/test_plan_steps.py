@@ -8,16 +8,15 @@ from ibsgl import attribution
 from ibsgl.attribution import Passes
 from ibsgl.attribution.storage import Maps, write_maps
 from ibsgl.data.sources import Split
-from ibsgl.evaluation.deletion import deletion_curves
-from ibsgl.evaluation.effect import guidance_effect
-from ibsgl.evaluation.scoring import score_maps
+from ibsgl.evaluation.classification import predict_variants
+from ibsgl.evaluation.held_out import diagnostics, held_out_losses
+from ibsgl.evaluation.variants import measure_variants
 from ibsgl.inference import predict
 from ibsgl.networks import build_network
-from ibsgl.plan import DataFacts, disk_space, flops_of, model_steps, network_facts
-from ibsgl.precompute import bottleneck_maps, feature_statistics
+from ibsgl.plan import DataFacts, Jobs, disk_space, flops_of, model_steps, network_facts
+from ibsgl.precompute import bottleneck_maps, feature_statistics, other_targets
 from ibsgl.training.classifier import train_classifier
 from ibsgl.training.guided import train_guided
-from ibsgl.training.variants import VARIANTS
 
 CPU = torch.device("cpu")
 GUIDANCE = {"steps": 2, "training": {"epochs": 2, "batch_size": 3}}
@@ -31,6 +30,8 @@ def data(small_shapes):
 @pytest.fixture(scope="module")
 def counted(data):
     splits = {name: Split(len(data.ids(name)), len(data.pairs(name))) for name in ("train", "held_out", "test")}
+    # As many further images as test images.
+    splits["further"] = splits["test"]
     return DataFacts(splits, len(data.index.class_names), "counted")
 
 
@@ -40,17 +41,8 @@ def arch(request):
 
 
 @pytest.fixture(scope="module")
-def facts_of(arch, counted):
-    """The facts of the network with the guidance ``mode``."""
-    known = {}
-
-    def get(settings):
-        mode = settings.guidance.mode
-        if mode not in known:
-            known[mode] = network_facts(settings, "net", counted.classes)
-        return known[mode]
-
-    return get
+def known(arch, counted):
+    return network_facts(settings_of(arch), "net", counted.classes)
 
 
 @pytest.fixture
@@ -65,14 +57,13 @@ def settings_of(arch, **guidance):
 
 def works(settings, counted, known):
     """The work of each step by its name."""
-    return {step.name: step.work for step in model_steps(settings, counted, known)}
+    return {step.name: step.work for step in model_steps(Jobs(settings, "net"), counted, known)}
 
 
 @pytest.mark.parametrize("changes", [{}, {"mode": "end_to_end"}, {"bottleneck_network": "current"}, None])
-def test_training_costs_what_the_plan_states(changes, arch, network, facts_of, data, counted, tmp_path):
+def test_training_costs_what_the_plan_states(changes, arch, network, known, data, counted, tmp_path):
     settings = settings_of(arch, **(changes or {}))
     guidance = None if changes is None else settings.guidance
-    known = facts_of(settings)
     current = guidance is not None and guidance.bottleneck_network == "current"
     l_ib = torch.ones(len(data.pairs("train")), *known.features[1:])
     passed = []
@@ -109,7 +100,7 @@ def test_training_costs_what_the_plan_states(changes, arch, network, facts_of, d
     assert sum(passed) == work.passes.head
 
 
-def test_the_classifier_costs_what_the_plan_states(arch, network, facts_of, data, counted, tmp_path):
+def test_the_classifier_costs_what_the_plan_states(arch, network, known, data, counted, tmp_path):
     settings = settings_of(arch)
     arguments = {"name": "net", "seed": 0, "device": CPU, "checkpoint": tmp_path / "checkpoint", "digest": "d"}
 
@@ -117,12 +108,11 @@ def test_the_classifier_costs_what_the_plan_states(arch, network, facts_of, data
         train_classifier(network, data, settings.classifier, **arguments)
         predict(network, data, "test", 4, CPU)
 
-    assert flops_of(run) == works(settings, counted, facts_of(settings))["classifier"].flops
+    assert flops_of(run) == works(settings, counted, known)["classifier"].flops
 
 
-def test_evaluation_costs_what_the_plan_states(arch, network, facts_of, data, counted, tmp_path):
+def test_evaluation_costs_what_the_plan_states(arch, network, known, data, counted, tmp_path):
     settings = settings_of(arch)
-    known = facts_of(settings)
     work = works(settings, counted, known)
     options = {"batch_size": 4, "device": CPU}
     statistics = []
@@ -139,52 +129,70 @@ def test_evaluation_costs_what_the_plan_states(arch, network, facts_of, data, co
         for pairs in (held_out, train):
             maps.append(bottleneck_maps(network, data, pairs, method, statistics[0], seed=0, **options))
 
-    assert flops_of(guide) == work["L^ib for the guidance"].flops + blur * (len(held_out) + len(train))
+    held_out_other = []
 
-    def effect():
-        variants = dict.fromkeys(VARIANTS, network)
-        guidance_effect(variants.items(), data, maps[0], r=0.35, cross_entropy="distribution", **options)
+    def other():
+        pairs = held_out.assign(target=other_targets(network, data, held_out, **options).numpy())
+        held_out_other.append(bottleneck_maps(network, data, pairs, method, statistics[0], seed=0, **options))
 
-    assert flops_of(effect) == work["effect of guidance"].flops
+    guide_flops = flops_of(guide) + flops_of(other)
+    assert guide_flops == work["L^ib for the guidance"].flops + blur * (2 * len(held_out) + len(train))
 
-    test, evaluations = data.pairs("test"), settings.evaluations()
+    variants = dict.fromkeys(settings.variant_names, network)
 
-    def stored(names):
+    def losses():
+        held_out_losses(variants, data, held_out, maps[0], r=0.35, cross_entropy="distribution", **options)
+
+    assert flops_of(losses) == work["losses"].flops
+    counted_diagnostics = flops_of(lambda: diagnostics(network, data, held_out, maps[0], held_out_other[0], **options))
+    assert counted_diagnostics == work["diagnostics of L^ib"].flops
+
+    test = data.pairs("test")
+    counted_predictions = flops_of(lambda: predict_variants(variants, data, data.ids("test"), **options))
+
+    def stored(variant):
+        names = [name for name in settings.methods_of(variant) if name != "gradient"]
+        path = tmp_path / f"{variant}.parquet"
         maps = dict.fromkeys(names, torch.rand(len(test), 32, 32))
-        methods = {name: attribution.get(name) for name in names}
-        write_maps(tmp_path / "0.parquet", iter([(test, maps)]), methods, 32, {})
-        return Maps([tmp_path / "0.parquet"], test)
+        write_maps(path, iter([(test, maps)]), {name: attribution.get(name) for name in names}, 32, {})
+        return Maps([path], test)
 
-    def score():
-        for variant in VARIANTS:
-            maps = stored([name for evaluated, name in evaluations if evaluated == variant])
-            score_maps(network, data, maps, settings.metrics, **options)
+    # The maps of Eq. 3 are made here. The others are read, which costs nothing.
+    eq3 = {"gradient": attribution.get("gradient")}
 
-    assert flops_of(score) == work["scores"].flops
+    def measure():
+        measure_variants(
+            variants,
+            data,
+            test,
+            dict.fromkeys(variants, eq3),
+            {variant: stored(variant) for variant in variants},
+            settings.metrics,
+            settings.deletion,
+            r=0.35,
+            seed=0,
+            reference="pretrained",
+            **options,
+        )
 
-    def delete():
-        for _ in VARIANTS:
-            maps = stored(["gradient"])
-            deletion_curves(network, data, maps, settings.deletion, r=0.35, seed=0, **options)
-
-    assert flops_of(delete) == work["deletion curves"].flops
-    labels = {attribution.get(name).label for name in {name for _, name in evaluations}}
+    steps = ("predictions", "scores", "cross-scoring", "deletion curves", "Eq. 3 (HiResCAM)")
+    assert flops_of(measure) + counted_predictions == sum(work[name].flops for name in steps)
+    labels = {attribution.get(name).label for _, _, name in settings.evaluations()}
     assert work.keys() - labels == {
         *("classifier", "feature statistics", "L^ib for the guidance", "guided training", "control training"),
-        *("scores", "effect of guidance", "deletion curves"),
+        *("predictions", "scores", "cross-scoring", "losses", "diagnostics of L^ib", "deletion curves"),
     }
-    assert counted.splits["test"].pairs == len(test)
 
 
 def test_disk_space(counted):
     settings = small("vgg_small", size=32)
     known = network_facts(settings, "net", counted.classes)
-    space = disk_space(settings, counted, [known])
+    space = disk_space([Jobs(settings, "net")], counted, [known])
     network = build_network("vgg_small", counted.classes, width=WIDTH)
     assert space["weights"] == 3 * sum(tensor.numel() * tensor.itemsize for tensor in network.state_dict().values())
-    # Eleven evaluations: two methods on two variants, Eq. 3 on three, L^ib, and three sanity methods.
-    assert space["maps, uncompressed"] == 11 * 6 * 32 * 32 * 4
+    # RISE on two variants. Maps of methods of one pass are not stored.
+    assert space["maps, uncompressed"] == 2 * 6 * 32 * 32 * 4
     channels, side, _ = known.features
-    assert space["L^ib for the guidance"] == 12 * side**2 * 4
+    assert space["L^ib for the guidance"] == (8 + 2 * 4) * side**2 * 4
     assert space["feature statistics"] == 2 * 8 * channels * side**2
     assert "archives" not in space

@@ -24,7 +24,7 @@ from ibsgl.networks import build_network
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import derive_seed
 from ibsgl.reporting import figures
-from ibsgl.reporting.statistics import bootstrap_interval, bootstrap_intervals
+from ibsgl.reporting.statistics import crossed_estimate
 
 CPU = torch.device("cpu")
 NAMES = ("red $x_1$", "green", "a very long name of blue")
@@ -279,17 +279,18 @@ R = {"one": 0.15, "two": 0.2}
 PAIRS = [("a", "cat"), ("b", "dog"), ("c", "cat"), ("c", "dog")]
 
 
-def deletion(models=("one", "two"), variants=("guided", "control", "pretrained"), repeats=3):
+def deletion(models=("one", "two"), variants=("guided", "control", "pretrained"), repeats=3, replicates=2):
     rng = np.random.default_rng(0)
     rows = [
-        (model, variant, *pair, repeat, fraction, rng.random())
+        (model, variant, replicate, *pair, repeat, fraction, rng.random())
         for model in models
         for variant in variants
+        for replicate in range(replicates)
         for pair in PAIRS
         for repeat in range(repeats)
         for fraction in FRACTIONS
     ]
-    columns = ["model", "variant", "image_id", "class_name", "repeat", "fraction", "probability"]
+    columns = ["model", "variant", "replicate", "image_id", "class_name", "repeat", "fraction", "probability"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -299,14 +300,13 @@ def test_figure4_table_by_plain_numpy(models):
     _, table = figures.figure4(
         curves.sample(frac=1, random_state=1).sort_values("model", ascending=len(models) == 1, kind="stable"),
         r=R,
-        seed=4,
-        resamples=200,
     )
     assert list(table["model"].unique()) == models
     assert len(table) == len(models) * 3 * 3
     for (model, variant), rows in table.groupby(["model", "variant"]):
         mine = curves[(curves["model"] == model) & (curves["variant"] == variant)]
-        cube = mine["probability"].to_numpy().reshape(len(PAIRS), 3, len(FRACTIONS))
+        trainings = mine["probability"].to_numpy().reshape(2, len(PAIRS), 3, len(FRACTIONS))
+        cube = trainings.mean(0)
         np.testing.assert_array_equal(rows["fraction"], FRACTIONS)
         np.testing.assert_allclose(rows["probability"], cube.mean((0, 1)))
         np.testing.assert_allclose(rows["repeat_low"], cube.mean(0).min(0))
@@ -314,14 +314,19 @@ def test_figure4_table_by_plain_numpy(models):
         mean = cube.mean((0, 1))
         area = sum((mean[i] + mean[i + 1]) / 2 * (FRACTIONS[i + 1] - FRACTIONS[i]) for i in range(2))
         np.testing.assert_allclose(rows["area"], area)
-        images = [image for image, _ in PAIRS]
-        low, high = bootstrap_intervals(cube.mean(1), images, seed=4, resamples=200)
-        np.testing.assert_allclose(rows["low"], low)
-        np.testing.assert_allclose(rows["high"], high)
-        areas = area_under(torch.tensor(cube.mean(1)), FRACTIONS).numpy()
-        bounds = bootstrap_interval(areas, images, seed=4, resamples=200)
-        np.testing.assert_allclose(rows[["area_low", "area_high"]].iloc[0], bounds)
-        assert rows[["pairs", "images", "repeats"]].drop_duplicates().to_numpy().tolist() == [[4, 3, 3]]
+        # The two pairs of the image c count together.
+        pairs = trainings.mean(2)
+        centred = pairs - pairs.mean(1, keepdims=True)
+        parts = np.stack([centred[:, 0], centred[:, 1], centred[:, 2] + centred[:, 3]], axis=1) * 3 / 4
+        values = pairs.mean(1, keepdims=True) + parts
+        for number in range(len(FRACTIONS)):
+            expected = crossed_estimate(values[:, :, number])
+            np.testing.assert_allclose(rows[["low", "high"]].iloc[number], [expected.low, expected.high])
+        expected = crossed_estimate(area_under(torch.tensor(values), FRACTIONS).numpy())
+        np.testing.assert_allclose(rows[["area_low", "area_high"]].iloc[0], [expected.low, expected.high])
+        assert rows[["pairs", "images", "repeats", "replicates"]].drop_duplicates().to_numpy().tolist() == [
+            [4, 3, 3, 2]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +334,7 @@ def test_figure4_table_by_plain_numpy(models):
     [(["one", "two"], ["pretrained", "control", "guided"]), (["one"], ["pretrained", "guided"])],
 )
 def test_figure4_draws_its_table(models, variants):
-    figure, table = figures.figure4(deletion(models, variants), r=R, seed=0, resamples=100)
+    figure, table = figures.figure4(deletion(models, variants), r=R)
     assert [axes.get_title() for axes in figure.axes] == models
     labels = {"pretrained": "before guidance", "control": "control (no guidance)", "guided": "after guidance"}
     for axes, model in zip(figure.axes, models, strict=True):
@@ -371,25 +376,27 @@ def test_figure4_draws_its_table(models, variants):
 )
 def test_figure4_refuses_curves_that_do_not_belong_together(spoil, message):
     with pytest.raises(ValueError, match=message):
-        figures.figure4(spoil(deletion(["one"])), r=R, seed=0, resamples=100)
+        figures.figure4(spoil(deletion(["one"])), r=R)
 
 
 def test_curves_are_read_with_their_model(tmp_path):
-    curves = deletion(["one"]).drop(columns="model")
-    files = [tmp_path / model / "deletion" / f"{shard}.parquet" for model in ("two", "one") for shard in (0, 1)]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        curves[curves["image_id"].isin(["a"] if file.stem == "0" else ["b", "c"])].to_parquet(file)
-    read = figures.read_curves(files)
+    curves = deletion(["one"], variants=("guided", "control", "pretrained", "shuffled"))
+    folders = [tmp_path / model / shard for model in ("two", "one") for shard in "01"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shown = curves[curves["image_id"].isin(["a"] if folder.name == "0" else ["b", "c"])]
+        shown.assign(model=folder.parent.name).to_parquet(folder / "curves.parquet")
+    read = figures.read_curves(folders)
     assert read["model"].drop_duplicates().tolist() == ["two", "one"]
     assert read["image_id"].drop_duplicates().tolist() == ["a", "b", "c"]
-    assert len(read) == 2 * len(curves)
-    figures.figure4(read, r=R, seed=0, resamples=100)
+    # Figure 4 shows no sham.
+    assert len(read) == 2 * len(curves) * 3 / 4
+    figures.figure4(read, r=R)
     with pytest.raises(ValueError, match="no deletion curves"):
         figures.read_curves([])
-    curves.rename(columns={"variant": "network"}).to_parquet(files[0])
-    with pytest.raises(ValueError, match=r"0\.parquet has no column variant"):
-        figures.read_curves(files)
+    curves.rename(columns={"variant": "network"}).to_parquet(folders[0] / "curves.parquet")
+    with pytest.raises(ValueError, match=r"curves\.parquet has no column variant"):
+        figures.read_curves(folders)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -402,7 +409,7 @@ def test_saved_at_200_dpi_with_a_pdf_and_the_same_bytes_twice(data, tmp_path):
     for name in ("a", "b"):
         figure = figures.figure2({"one": examples}, seed=0)
         figures.save(figure, tmp_path / name / "f.png")
-        figures.save(figures.figure4(deletion(["one"]), r=R, seed=0, resamples=100)[0], tmp_path / name / "g.png")
+        figures.save(figures.figure4(deletion(["one"]), r=R)[0], tmp_path / name / "g.png")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["f.pdf", "f.png", "g.pdf", "g.png"]
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -448,19 +455,20 @@ def test_figure_commands(data, tmp_path):
     results = tmp_path / "results"
     weights = []
     for model in ("one", "two"):
-        (results / model / "deletion").mkdir(parents=True)
         for variant in ("pretrained", "guided"):
-            weights.append(results / model / f"{variant}.pt")
+            weights.append(results / model / "0" / variant / "network.pt")
+            weights[-1].parent.mkdir(parents=True)
             torch.save(build_network("resnet_small", 3, width=8).state_dict(), weights[-1])
-        curves = deletion([model], ["pretrained", "guided"]).drop(columns="model")
-        curves.to_parquet(results / model / "deletion" / "0.parquet")
-    shared = {"seed": 0, "networks": {"one": SPEC, "two": SPEC}}
+        folder = results / model / "0" / "evaluation" / "0"
+        folder.mkdir(parents=True)
+        deletion([model], ["pretrained", "guided"], replicates=1).to_parquet(folder / "curves.parquet")
+    shared = {"networks": {"one": SPEC, "two": SPEC}}
     common = ["figure", "--index", tmp_path / "index.parquet", "--root", data.root, "--gpu", 0]
     given = [f"--weights={path}" for path in weights]
     records = ["--records", tmp_path / "records"]
     for number in (2, 3):
         r = {"r": dict.fromkeys(shared["networks"], 0.35)} if number == 2 else {}
-        settings = json.dumps(shared | {"number": number, "figures": {"examples": 2}} | r)
+        settings = json.dumps(shared | {"seed": 0, "number": number, "figures": {"examples": 2}} | r)
         out = tmp_path / f"figure{number}.png"
         done = run(*common, *given, "--settings", settings, *records, "--out", out)
         assert done.exit_code == 0, (done.output, done.exception)
@@ -468,17 +476,16 @@ def test_figure_commands(data, tmp_path):
         assert out.with_suffix(".pdf").is_file()
     lacking = run(*common, *given[:-1], "--settings", settings, "--out", out)
     assert lacking.exit_code != 0
-    assert "two/guided.pt" in lacking.output
+    assert "guided/network.pt of two" in lacking.output
 
     settings = json.dumps(
         shared
         | {
             "deletion": {"points": 3, "repeats": 3},
-            "resamples": 100,
             "r": {"one": 0.15, "two": 0.15},
         }
     )
-    files = [f"--curves={path}" for path in sorted(results.glob("*/deletion/*.parquet"))]
+    files = [f"--evaluation={path}" for path in sorted(results.glob("*/0/evaluation/0"))]
     out = tmp_path / "figure4.png"
     done = run("figure4", *files, "--settings", settings, *records, "--out", out)
     assert done.exit_code == 0, (done.output, done.exception)

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from score_rows import ROOT
+from table_rows import ROOT
 
 from ibsgl import config
 from ibsgl.reporting.notes import method_notes
@@ -11,8 +11,12 @@ CONFIG = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text(
 
 
 def test_the_notes_of_a_default_run():
-    assert method_notes(config.load(CONFIG), "resnet") == [
-        "Network: resnet_small. The published baseline values are of TorchRay's networks.",
+    # Settings whose defaults follow from a measurement are given.
+    given = config.merge(CONFIG, {"guidance": {"step_size": 0.05, "steps": 5, "training": {"lr": 0.001}}})
+    assert method_notes(config.load(given), "resnet") == [
+        "Network: resnet_small, from random weights, epochs of classifier training: 1. The published baseline values are of "
+        "TorchRay's networks.",
+        "Training: 0.3 of the training images are held out for the losses; no augmentation.",
         "Region: the class's boxes, difficult objects: keep. mIoU: the top 0.2 of the pixels, strictly above the quantile. "
         "Bbox: strictly above the N-th value.",
         "AD and AI: the top 0.15 of the pixels kept, the rest black; relative drop.",
@@ -36,24 +40,24 @@ def test_every_form_has_a_note():
             "models": {"resnet": {"override": {"suppression": {"when": "never"}}}},
         },
     )
-    _, region, faithfulness, guidance = method_notes(config.load(changed), "resnet")
+    _, _, region, faithfulness, guidance = method_notes(config.load(changed), "resnet")
     assert region.startswith("Region: the class's segmentation, ")
     assert region.endswith("mIoU: values above half of the map's range. Bbox: exactly N pixels, ties by index.")
     assert faithfulness == "AD and AI: the image times the map scaled to [0, 1], on mean; absolute drop."
-    assert "5 absolute step(s)" in guidance
+    assert "absolute step(s)" in guidance
     assert "suppression never" in guidance
 
 
 @pytest.mark.parametrize(
     ("model", "description"),
     [
-        ({"arch": "resnet50"}, "torchvision's resnet50"),
-        ({"arch": "vgg16", "source": "torchray"}, "TorchRay's vgg16"),
+        ({"arch": "resnet50", "weights": "IMAGENET1K_V1"}, "torchvision's resnet50, from the weights IMAGENET1K_V1"),
+        ({"arch": "vgg16", "source": "torchray", "weights": "data/a.pth"}, "TorchRay's vgg16, from the weights a.pth"),
     ],
 )
 def test_the_network_is_named_with_its_source(model, description):
     # Without the checks: neither weights nor classes are there.
     loaded = config.parse(CONFIG | {"models": {"first": model}})
     assert method_notes(loaded, "first")[0] == (
-        f"Network: {description}. The published baseline values are of TorchRay's networks."
+        f"Network: {description}, epochs of classifier training: 1. The published baseline values are of TorchRay's networks."
     )

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
 import pytest
 import yaml
-from score_rows import PUBLISHED, ROOT
+from table_rows import PUBLISHED, ROOT
 
 from ibsgl import attribution, config
 from ibsgl.bottleneck import Bottleneck
@@ -13,6 +12,7 @@ from ibsgl.reporting.published import (
     comparable_settings,
     data_set,
     deviations,
+    not_stated,
     read_published,
     read_published_settings,
 )
@@ -73,15 +73,21 @@ def test_published_tables_are_whole_and_their_best_is_the_best(number):
 
 def test_deviations_are_phrases():
     published = read_published_settings(PUBLISHED, 1)
-    assert (published["arch"], published["rise"], published["r"]) == (
+    assert (published["network"]["arch"], published["rise"]["masks"], published["suppression"]["r"]) == (
         "resnet50",
-        {"cells": 7, "p": 0.5, "masks": 8000},
+        8000,
         0.35,
     )
     assert read_published_settings(PUBLISHED, 4)["rise"]["masks"] == 4000
-    same = {key: value for key, value in published.items() if key != "labels"}
-    assert deviations(same | {"epochs": 3, "alpha": 1000.0}, published) == []
-    changed = same | {"data": "shapes", "rise": published["rise"] | {"masks": 500}, "score_cam": {}, "mu": 1}
+    same = {key: value for key, value in published.items() if key != "labels"} | {"held_out": 0.1}
+    assert deviations(same | {"epochs": 3}, published) == []
+    assert deviations(same | {"held_out": 0.05}, published) == []
+    changed = same | {
+        "data": "shapes",
+        "guidance": published["guidance"] | {"mu": 1},
+        "rise": published["rise"] | {"masks": 500},
+        "score_cam": {"fill": "black"},
+    }
     assert deviations(changed, published) == [
         "data set shapes instead of PASCAL VOC 2007",
         "mu 1 instead of 2",
@@ -92,17 +98,27 @@ def test_deviations_are_phrases():
     del changed["integrated_gradients"]
     assert len(deviations(changed, published)) == 4
     assert deviations({"a": {"b_c": 1}}, {"a": {"b_c": 2}}) == ["a b c 1 instead of 2"]
+    assert deviations({"a": {"b": True}}, {"a": {"b": False}, "labels": {"a": "A"}}) == ["A b true instead of false"]
+    assert deviations({}, {"a": {"at_most": 1}}) == ["a not set instead of at most 1"]
+
+
+def test_the_states_of_settings():
+    paper = read_published_settings(PUBLISHED, 2, states=["paper"])
+    inferred = read_published_settings(PUBLISHED, 2, states=["inferred"])
+    assert paper["network"] == {"image_size": 224, "arch": "vgg16"}
+    assert inferred["network"] == {"source": "torchray", "weights": "vgg16_voc-b050e8c3.pth.tar"}
+    # The test set's description belongs to both.
+    assert paper["test_set"] == inferred["test_set"]
+    assert "rise" not in paper
+    assert "alpha" not in inferred["bottleneck"]
 
 
 def test_the_published_data_set_is_recognised_by_content_not_by_name():
     published = read_published_settings(PUBLISHED, 1)
     names = published["test_set"]["class_names"]
-    scores = pd.DataFrame({"image_id": [str(i) for i in range(4952)]})
-    scores.attrs["metadata"] = {"a": {"class_names": names}}
-    assert data_set(scores, "anything", published) == "PASCAL VOC 2007"
-    few = scores.head(10)
-    few.attrs = scores.attrs
-    assert data_set(few, "voc2007", published) == "voc2007 (10 test images, 20 classes)"
+    assert data_set(4952, names, "anything", published) == "PASCAL VOC 2007"
+    assert data_set(10, names, "voc2007", published) == "voc2007 (10 test images, 20 classes)"
+    assert data_set(4952, names[::-1], "voc2007", published) == "voc2007 (4952 test images, 20 classes)"
 
 
 # A run's settings -----------------------------------------------------------------------------------------------------
@@ -113,24 +129,123 @@ def minimal():
     return yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text(encoding="utf-8"))
 
 
+def read_config(*names):
+    values = {}
+    for name in names:
+        values = config.merge(values, yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8")))
+    return values
+
+
+TORCHRAY = read_config("voc2007.yaml", "torchray.yaml")
+
+
+def phrases(values, number=1):
+    """The deviations of the config ``values`` on the published data."""
+    reference = read_published_settings(PUBLISHED, number)
+    loaded = config.parse(values)
+    settings = comparable_settings(loaded, list(loaded.models)[(number - 1) % 2])
+    return deviations(settings | {"data": reference["data"]}, reference)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_the_published_settings_can_be_had(number):
+    assert phrases(TORCHRAY, number) == []
+
+
+def test_other_networks_are_not_comparable():
+    assert phrases(read_config("voc2007.yaml")) == [
+        "network of torchvision instead of torchray",
+        "weights IMAGENET1K_V1 instead of resnet50_voc-9ca920d6.pth.tar",
+        "classifier epochs 10 instead of 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        ({"bottleneck": {"reduction": "sum"}}, "bottleneck reduction sum instead of mean"),
+        ({"bottleneck": {"steps": 1}}, "bottleneck steps 1 instead of 10"),
+        ({"bottleneck": {"lr": 0.1}}, "bottleneck lr 0.1 instead of 1"),
+        ({"bottleneck": {"samples": 1}}, "bottleneck samples 1 instead of 10"),
+        ({"guidance": {"mode": "end_to_end"}}, "guidance mode end_to_end instead of feature"),
+        ({"guidance": {"bottleneck_network": "current"}}, "network of L^ib current instead of pretrained"),
+        ({"guidance": {"teacher": "shuffled"}}, "guidance teacher shuffled instead of bottleneck"),
+        ({"guidance": {"loss": "none"}}, "guidance loss none instead of localization"),
+        ({"data": {"multilabel": False}}, "multi-label false instead of true"),
+        ({"data": {"held_out": 0.9}}, "held-out share 0.9 instead of at most 0.1"),
+        ({"data": {"difficult": "drop"}}, "difficult objects drop instead of keep"),
+        ({"data": {"splits": {"train": "train"}}}, "training list train instead of trainval"),
+        ({"deletion": {"fill": "mean"}}, "deletion fill mean instead of black"),
+        ({"metrics": {"kept": {"fill": "mean"}}}, "AD and AI fill mean instead of black"),
+        ({"methods": {"score_cam": {"fill": "mean"}}}, "Score-CAM fill mean instead of black"),
+        ({"methods": {"rise": {"fill": "mean"}}}, "RISE fill mean instead of black"),
+        ({"methods": {"extremal_perturbation": {"smooth": 0.1}}}, "Extremal Perturbation smooth 0.1 instead of 0"),
+        ({"suppression": {"when": "never"}}, "suppression never instead of always"),
+        ({"classifier": {"epochs": 1}}, "classifier epochs 1 instead of 0"),
+        (
+            {"models": {"resnet50": {"weights": "data/mine.pth"}}},
+            "weights mine.pth instead of resnet50_voc-9ca920d6.pth.tar",
+        ),
+        (
+            {"models": {"resnet50": {"weights": None}}},
+            "weights random instead of resnet50_voc-9ca920d6.pth.tar",
+        ),
+        ({"models": {"resnet50": {"source": "torchvision"}}}, "network of torchvision instead of torchray"),
+        ({"models": {"resnet50": {"override": {"bottleneck": {"steps": 1}}}}}, "bottleneck steps 1 instead of 10"),
+    ],
+)
+def test_no_setting_escapes(change, phrase):
+    assert phrases(config.merge(TORCHRAY, change)) == [phrase]
+
+
+def leaves(settings, path=()):
+    """The dotted keys of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and set(value) != {"at_most"}:
+            yield from leaves(value, (*path, key))
+        else:
+            yield ".".join((*path, key))
+
+
+def test_every_setting_has_one_state():
+    reference = [read_published_settings(PUBLISHED, 1, states=[state]) for state in ("paper", "inferred")]
+    descriptions = {"labels", "test_set", "ours", "differences", "data"}
+    paper, inferred = (set(leaves({k: v for k, v in part.items() if k not in descriptions})) for part in reference)
+    ours = reference[0]["ours"]
+    settings = set(leaves(comparable_settings(config.parse(TORCHRAY), "resnet50")))
+    chosen = {key for key in settings if any(key == each or key.startswith(f"{each}.") for each in ours)}
+    assert paper | inferred | chosen == settings
+    assert len(paper) + len(inferred) + len(chosen) == len(settings)
+    assert all(any(key == each or key.startswith(f"{each}.") for key in settings) for each in ours)
+
+
+def test_settings_that_are_stated_nowhere_are_listed():
+    loaded = config.parse(config.merge(TORCHRAY, {"guidance": {"steps": 7}}))
+    listed = not_stated(comparable_settings(loaded, "resnet50"), read_published_settings(PUBLISHED, 1))
+    assert "guidance steps 7" in listed
+    assert "guidance training optimizer sgd" in listed
+    assert "guidance divergence normalise softmax" in listed
+    assert "Extremal Perturbation padded false" in listed
+    assert not any("alpha" in phrase or "RISE" in phrase for phrase in listed)
+
+
+def test_what_every_run_does_otherwise_is_said():
+    text = " ".join(read_published_settings(PUBLISHED, 1)["differences"])
+    for word in ("RISE and Score-CAM", "held-out", "augmentation", "binary cross-entropy of the target alone"):
+        assert word in text
+
+
 def test_a_runs_settings_have_defaults_and_overrides(minimal):
     minimal["models"]["resnet"]["override"] = {"suppression": {"r": 0.5}, "methods": {"rise": {"masks": 5}}}
     minimal["methods"]["score_cam"] = None
     settings = comparable_settings(config.load(minimal), "resnet")
-    assert (settings["arch"], settings["image_size"], settings["r"], settings["beta"]) == ("resnet_small", 32, 0.5, 1)
-    assert (settings["split"], settings["difficult"], settings["average"]) == ("test", "keep", "pairs")
+    assert (settings["network"]["arch"], settings["network"]["image_size"]) == ("resnet_small", 32)
+    assert settings["suppression"] == {"r": 0.5, "beta": 1, "when": "always"}
+    assert (settings["test_list"], settings["difficult"], settings["average"]) == ("test", "keep", "pairs")
     # Given in the override, in the config, and nowhere.
     assert [settings["rise"][key] for key in ("masks", "cells", "p")] == [5, 3, 0.5]
-    assert settings["score_cam"]["weight"] == "increase"
+    assert settings["score_cam"] == {"weight": "increase", "fill": "black"}
     assert settings["metrics"]["bbox"] == {"ties": "strict"}
-    reference = read_published_settings(PUBLISHED, 1)
-    assert deviations(settings | {"data": reference["data"]}, reference) == [
-        "image size 32 instead of 224",
-        "r 0.5 instead of 0.35",
-        "RISE cells 3 instead of 7",
-        "RISE masks 5 instead of 8000",
-        "network resnet_small instead of resnet50",
-    ]
 
 
 def test_a_methods_settings_are_read_whatever_its_class(minimal, monkeypatch):
@@ -145,4 +260,4 @@ def test_a_methods_settings_are_read_whatever_its_class(minimal, monkeypatch):
     settings = comparable_settings(loaded, "resnet")
     assert settings["rise"] == {"areas": [0.1, 0.2]}
     assert settings["gradcam"]["alpha"] == 10
-    assert "fullgrad" not in settings
+    assert settings["fullgrad"] == {}

@@ -1,102 +1,114 @@
-"""Bootstrap intervals against scipy, an explicit loop and cases known exactly."""
+"""Intervals against scipy, statsmodels, explicit loops and cases known exactly."""
+
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from ibsgl.reporting.statistics import bootstrap_interval, bootstrap_intervals, paired_interval
+from ibsgl.reporting.statistics import (
+    crossed_estimate,
+    proportion_interval,
+)
 
 
-def test_singleton_clusters_agree_with_scipy():
-    values = np.random.default_rng(0).beta(2, 5, 80)
-    ours = bootstrap_interval(values, np.arange(80), seed=1, resamples=20000)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile", rng=2).confidence_interval
-    assert ours == pytest.approx(tuple(theirs), abs=0.003)
+def test_crossed_estimate_by_hand():
+    # Means: 2 and 4 of the replicates, 1, 3 and 5 of the images. No interaction, so MS_E = 0.
+    # MS_R = 3·(1 + 1)/1 = 6, MS_I = 2·(4 + 0 + 4)/2 = 8, variance (6 + 8)/6.
+    found = crossed_estimate([[0, 2, 4], [2, 4, 6]])
+    assert (found.mean, found.replicates, found.images, found.by_replicate) == (3, 2, 3, (2, 4))
+    assert found.standard_error == pytest.approx(math.sqrt(14 / 6))
+    assert found.replicate_share == pytest.approx(6 / 14)
+    assert found.df == pytest.approx(14**2 / (6**2 / 1 + 8**2 / 2))
+    half = found.standard_error * (6 * 12.7062 + 8 * 4.30265) / 14
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
+    assert found.interval(0.95) == (found.low, found.high)
 
 
-def test_unequal_clusters_agree_with_an_explicit_loop():
-    rng = np.random.default_rng(3)
-    clusters = rng.integers(0, 15, 60)
-    values = rng.random(60) + 0.2 * clusters
-    names, means = np.unique(clusters), []
-    for _ in range(4000):
-        drawn = np.concatenate([values[clusters == name] for name in rng.choice(names, len(names))])
-        means.append(drawn.mean())
-    expected = np.quantile(means, [0.05, 0.95])
-    assert bootstrap_interval(values, clusters, seed=4, level=0.9) == pytest.approx(tuple(expected), abs=0.06)
+@pytest.mark.parametrize(("replicates", "images", "image_sd"), [(3, 8, 2.0), (5, 4, 0.0), (2, 2, 1.0)])
+def test_crossed_estimate_agrees_with_statsmodels(replicates, images, image_sd):
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    rng = np.random.default_rng(2)
+    values = (
+        50
+        + rng.normal(0, 1, (replicates, 1))
+        + rng.normal(0, image_sd, images)
+        + rng.normal(0, 1, (replicates, images))
+    )
+    r, i = np.indices(values.shape)
+    frame = pd.DataFrame({"value": values.ravel(), "r": r.ravel(), "i": i.ravel()})
+    table = anova_lm(ols("value ~ C(r) + C(i)", frame).fit())
+    squares = table["sum_sq"] / table["df"]
+    of_replicates, of_images = squares["C(r)"], max(squares["C(i)"] - squares["Residual"], 0)
+    found = crossed_estimate(values)
+    assert found.standard_error**2 == pytest.approx((of_replicates + of_images) / values.size)
+    assert found.replicate_share == pytest.approx(of_replicates / (of_replicates + of_images))
 
 
-def test_groups_agree_with_an_explicit_loop():
-    rng = np.random.default_rng(5)
-    clusters, groups = rng.integers(0, 12, 70), rng.choice(["cat", "dog", "rare"], 70, p=[0.6, 0.35, 0.05])
-    values = rng.random(70) + (groups == "rare")
-    names, means = np.unique(clusters), []
-    for _ in range(4000):
-        rows = np.concatenate([np.flatnonzero(clusters == name) for name in rng.choice(names, len(names))])
-        means.append(np.mean([values[rows][groups[rows] == g].mean() for g in np.unique(groups[rows])]))
-    expected = np.quantile(means, [0.025, 0.975])
-    ours = bootstrap_interval(values, clusters, seed=6, groups=groups)
-    assert ours == pytest.approx(tuple(expected), abs=0.03)
+def test_one_replicate_or_one_image_is_the_ordinary_interval():
+    values = np.random.default_rng(0).normal(3, 2, 12)
+    expected = stats.t.interval(0.9, 11, values.mean(), stats.sem(values))
+    for shape in ((1, 12), (12, 1)):
+        found = crossed_estimate(values.reshape(shape), level=0.9)
+        assert (found.low, found.high) == pytest.approx(expected)
+        assert found.df == pytest.approx(11)
+        assert found.p_above(2.5) == pytest.approx(stats.ttest_1samp(values, 2.5, alternative="greater").pvalue)
+        assert found.p_below(2.5) == pytest.approx(stats.ttest_1samp(values, 2.5, alternative="less").pvalue)
 
 
-def test_degenerate_cases_are_exact():
-    assert bootstrap_interval([0.25] * 7, range(7), seed=0) == (0.25, 0.25)
-    assert bootstrap_interval([0.0, 1.0, 0.5], ["a", "a", "a"], seed=0) == (0.5, 0.5)
+def test_equal_replicates_are_one_replicate():
+    values = np.random.default_rng(0).normal(3, 2, 12)
+    once, often = crossed_estimate(values[None]), crossed_estimate(np.tile(values, (4, 1)))
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.df == pytest.approx(once.df)
 
 
-def test_two_clusters_by_hand():
-    # The mean is 0, ½ or 1 with probabilities ¼, ½, ¼, so a 95 % interval is everything and a 40 % one the middle.
-    assert bootstrap_interval([0.0, 1.0], [0, 1], seed=0) == (0, 1)
-    assert bootstrap_interval([0.0, 1.0], [0, 1], seed=0, level=0.4) == (0.5, 0.5)
+def test_p_values_belong_to_the_intervals():
+    rng = np.random.default_rng(1)
+    found = crossed_estimate(rng.normal(0, 1, (4, 1)) + rng.normal(0, 5, 30) + rng.normal(0, 1, (4, 30)))
+    assert 0.1 < found.replicate_share < 0.9
+    for level in (0.5, 0.9, 0.99, 0.99999):
+        low, high = found.interval(level)
+        assert found.p_above(low) == found.p_below(high) == pytest.approx((1 - level) / 2, rel=1e-6)
+        assert found.p_above(high) == pytest.approx((1 + level) / 2)
+    assert found.p_above(found.mean) == 0.5
+    far = crossed_estimate(np.random.default_rng(1).normal(0, 1e-30, (3, 2000)) + 1)
+    assert 0 <= far.p_above(-1e9) < 1e-4
 
 
-def test_duplicated_rows_carry_no_information():
-    values = np.random.default_rng(0).random(40)
-    once = bootstrap_interval(values, np.arange(40), seed=0)
-    twice = np.repeat(values, 2)
-    assert bootstrap_interval(twice, np.repeat(np.arange(40), 2), seed=0) == pytest.approx(once, abs=1e-12)
-    as_rows = bootstrap_interval(twice, np.arange(80), seed=0)
-    assert as_rows[1] - as_rows[0] < 0.8 * (once[1] - once[0])
+def test_no_variance_and_no_information():
+    found = crossed_estimate(np.full((3, 5), 0.1))
+    assert (found.low, found.mean, found.high, found.standard_error, found.df) == (0.1, 0.1, 0.1, 0, math.inf)
+    assert (found.p_above(0.1), found.p_above(0.0), found.p_below(0.0), found.p_below(0.2)) == (1, 0, 1, 0)
+    found = crossed_estimate([[0.25]])
+    assert (found.low, found.mean, found.high, found.df) == (-math.inf, 0.25, math.inf, 0)
+    assert (found.p_above(-9), found.p_below(9), found.interval(0.5)) == (1, 1, (-math.inf, math.inf))
 
 
-def test_one_seed_one_interval():
-    values, clusters = np.random.default_rng(0).random(30), np.arange(30) // 2
-    assert bootstrap_interval(values, clusters, seed=7) == bootstrap_interval(values, clusters, seed=7)
-    assert bootstrap_interval(values, clusters, seed=7) != bootstrap_interval(values, clusters, seed=8)
+def test_estimate_refusals():
+    with pytest.raises(ValueError, match="2 of the values"):
+        crossed_estimate([[0.1, np.nan, np.inf]])
+    for shape in ((0, 3), (3, 0), (3,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="the shape"):
+            crossed_estimate(np.zeros(shape))
+    with pytest.raises(ValueError, match="level"):
+        crossed_estimate([[1.0, 2.0]], level=95)
+    with pytest.raises(ValueError, match="level"):
+        crossed_estimate([[1.0, 2.0]]).interval(1)
 
 
-def test_columns_are_resampled_together():
-    table, clusters = np.random.default_rng(0).random((30, 3)), np.arange(30) // 2
-    low, high = bootstrap_intervals(table, clusters, seed=7)
-    for column, interval in zip(table.T, zip(low, high, strict=True), strict=True):
-        assert interval == bootstrap_interval(column, clusters, seed=7)
-
-
-def test_memory_chunks_do_not_change_the_law(monkeypatch):
-    values = np.random.default_rng(0).random(30)
-    whole = bootstrap_interval(values, np.arange(30), seed=7)
-    monkeypatch.setattr("ibsgl.reporting.statistics._CHUNK", 1000)
-    assert bootstrap_interval(values, np.arange(30), seed=7) == pytest.approx(whole, abs=0.005)
-
-
-def test_pairing_removes_what_is_common():
-    rng = np.random.default_rng(0)
-    common, noise = rng.random(50) * 10, rng.normal(0, 0.01, 50)
-    low, high = paired_interval(common + 0.1 + noise, common, np.arange(50), seed=0)
-    assert (low, high) == bootstrap_interval(common + 0.1 + noise - common, np.arange(50), seed=0)
-    assert 0.09 < low < high < 0.11
-
-
-def test_refusals():
-    with pytest.raises(ValueError, match="1 of the values to bootstrap are NaN"):
-        bootstrap_interval([0.1, np.nan], [0, 1], seed=0)
-    with pytest.raises(ValueError, match="NaN"):
-        paired_interval([0.1, np.nan], [0, 1], [0, 1], seed=0)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap_interval([], [], seed=0)
-    with pytest.raises(ValueError, match="one of each per row"):
-        bootstrap_interval([0.1, 0.2], [0], seed=0)
-    with pytest.raises(ValueError, match="level in"):
-        bootstrap_interval([0.1, 0.2], [0, 1], seed=0, level=95)
-    with pytest.raises(ValueError, match="the same shape"):
-        paired_interval([0.1, 0.2], [0.1], [0, 1], seed=0)
+def test_proportion_interval_by_hand():
+    # All of n: (n / (n + z²), 1).
+    low, high = proportion_interval(96, 96)
+    assert low == pytest.approx(96 / (96 + 1.959964**2))
+    assert high == pytest.approx(1)
+    assert proportion_interval(0, 96) == pytest.approx((1 - high, 1 - low))
+    # Half of n: ½ ± z / (2·√(n + z²)).
+    half = 1.959964 / 2 / math.sqrt(40 + 1.959964**2)
+    assert proportion_interval(20, 40) == pytest.approx((0.5 - half, 0.5 + half))
+    for wrong in ((-1, 5), (6, 5), (0, 0)):
+        with pytest.raises(ValueError, match="no proportion"):
+            proportion_interval(*wrong)

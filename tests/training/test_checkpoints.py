@@ -58,7 +58,7 @@ def run(tmp_path, monkeypatch, small_shapes):
                 raise Killed
 
         monkeypatch.setattr(epochs, "save_tensors", save_and_die)
-        settings = step_of(loaded, "classifier", model="net").to_json()
+        settings = step_of(loaded, "classifier", model="net", replicate=0).to_json()
         arguments = ["classifier", "--model", "net", "--index", tmp_path / "index.parquet", "--root", data.root]
         arguments += ["--settings", settings, "--out", tmp_path / "net.pt"]
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -1,20 +1,25 @@
 """Training: resumed bit for bit, the same start and order for guided and control, and clear ends."""
 
+from itertools import combinations
+
+import pandas as pd
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics
 from ibsgl.config.schema import Guidance
 from ibsgl.errors import TrainingError
 from ibsgl.guidance import DivergenceSettings, classification_loss
 from ibsgl.guidance.algorithm import feature_divergence, guidance_target
+from ibsgl.guidance.teachers import teacher_maps
 from ibsgl.networks import build_network
-from ibsgl.precompute import feature_statistics
+from ibsgl.precompute import bottleneck_maps, feature_statistics, other_targets
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training import epochs
 from ibsgl.training import guided as guided_training
 from ibsgl.training.classifier import train_classifier
-from ibsgl.training.guided import train_guided
+from ibsgl.training.guided import collapsed, train_guided
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
 
 CPU = torch.device("cpu")
@@ -37,7 +42,7 @@ def classifier(data, path, epochs=3, net=None, **changes):
     return net, history
 
 
-def guided(data, path, guidance, *, l_ib=None, statistics=None, bottleneck=None, net=None, digest="d"):
+def guided(data, path, guidance, *, l_ib=None, statistics=None, bottleneck=None, net=None, digest="d", **seeds):
     net = net or network()
     history = train_guided(
         net,
@@ -49,7 +54,7 @@ def guided(data, path, guidance, *, l_ib=None, statistics=None, bottleneck=None,
         bottleneck=bottleneck,
         statistics=statistics,
         name="net",
-        seed=3,
+        **{"seed": 3, **seeds},
         device=CPU,
         checkpoint=path,
         digest=digest,
@@ -136,6 +141,53 @@ def test_guidance_of_weight_zero_is_the_control(data, tmp_path):
     assert not equal(moved, control)
 
 
+def test_the_loss_none_is_plain_training(data, tmp_path):
+    training = TrainingSettings(epochs=2, batch_size=8, lr=0.01)
+    plain, rows = guided(data, tmp_path / "a", Guidance(loss="none", teacher="boxes", training=training))
+    control, again = guided(data, tmp_path / "b", None)
+    assert equal(plain, control)
+    assert rows == again
+    assert "guidance" not in rows[0]
+
+
+def test_variants_differ_by_their_teacher(data, tmp_path):
+    """All begin with the same network and have the same order, so that what they were taught is the only difference."""
+    training = TrainingSettings(epochs=1, batch_size=8, lr=0.01)
+    trained = {}
+    for teacher in ("bottleneck", "shuffled", "uniform", "boxes", "none"):
+        l_ib = None if teacher == "none" else maps(data)
+        guidance = Guidance(teacher=teacher, step_size=0.2, training=training)
+        trained[teacher], rows = guided(data, tmp_path / teacher, guidance, l_ib=l_ib)
+        assert rows[0]["guidance"] > 0
+    for one, two in combinations(trained.values(), 2):
+        assert not equal(one, two)
+    # The maps are those of the teacher, in the order of the pairs.
+    pairs = data.pairs("train")
+    for teacher in ("shuffled", "boxes"):
+        taught = teacher_maps(teacher, maps(data), pairs, seed=3, regions=data.regions)
+        again, _ = guided(data, tmp_path / f"{teacher} again", Guidance(step_size=0.2, training=training), l_ib=taught)
+        assert equal(again, trained[teacher])
+
+
+def test_the_noise_of_the_current_bottleneck_has_its_own_seed(data, tmp_path):
+    guidance = Guidance(
+        step_size=0.2, bottleneck_network="current", training=TrainingSettings(epochs=1, batch_size=1000, lr=0.01)
+    )
+    net = network().eval()
+    arguments = {
+        "statistics": FeatureStatistics().update(net.stem(data.images(data.ids("train")))),
+        "bottleneck": Bottleneck(steps=2, samples=2),
+    }
+
+    def train(name, **seeds):
+        return guided(data, tmp_path / name, guidance, **arguments, **seeds)[0]
+
+    assert equal(train("a", noise_seed=7), train("b", noise_seed=7))
+    assert not equal(train("c", noise_seed=7), train("d", noise_seed=8))
+    with pytest.raises(ValueError, match="current needs the bottleneck's settings and feature statistics"):
+        guided(data, tmp_path / "e", guidance, l_ib=maps(data))
+
+
 def test_one_step_is_eq_11(data, tmp_path):
     """One SGD step of the whole set against Algorithm 1 written out."""
     lr = 0.05
@@ -199,11 +251,50 @@ def test_a_diverging_loss_stops_with_a_sentence(data, tmp_path):
         classifier(data, tmp_path / "a", lr=1e30, weight_decay=1e30, epochs=6)
 
 
-def test_a_collapse_stops_with_a_sentence(data, tmp_path, monkeypatch):
-    scores = iter([0.9, 0.5])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            r"net: the training with guidance has lost 0\.400 .* lower guidance\.step_size, guidance\.mu or guidance\.training",
+        ),
+        (
+            {"loss": "none"},
+            r"net: the training without guidance has lost 0\.400 of the .*0\.900; lower guidance\.training\.lr",
+        ),
+    ],
+)
+def test_a_collapse_is_recorded_and_stops_nothing(data, tmp_path, monkeypatch, changes, sentence):
+    scores = iter([0.9, 0.1, 0.5])
     monkeypatch.setattr(guided_training, "held_out_score", lambda *_: ("accuracy", next(scores)))
-    with pytest.raises(TrainingError, match=r"accuracy fell from 0.900 to 0.500.*guidance\.step_size"):
-        guided(data, tmp_path / "a", Guidance(training=TrainingSettings(epochs=1)), l_ib=maps(data))
+    guidance = Guidance(training=TrainingSettings(epochs=2, batch_size=8), **changes)
+    with pytest.warns(UserWarning, match=sentence):
+        _, rows = guided(data, tmp_path / "a", guidance, l_ib=maps(data))
+    assert [row["held_out_accuracy"] for row in rows] == [0.1, 0.5]
+    assert collapsed(rows)
+
+
+def test_a_training_that_recovers_has_not_collapsed(data, tmp_path, monkeypatch, recwarn):
+    scores = iter([0.9, 0.1, 0.8])
+    monkeypatch.setattr(guided_training, "held_out_score", lambda *_: ("accuracy", next(scores)))
+    _, rows = guided(data, tmp_path / "a", None)
+    assert not collapsed(rows)
+    assert not collapsed([])
+    assert not [warning for warning in recwarn if "has lost" in str(warning.message)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_configured_momentum_is_the_one_that_runs(data, tmp_path, optimizer):
+    """The schedule changes the learning rate, and nothing else."""
+    groups = []
+    handle = register_optimizer_step_pre_hook(lambda run, *_: groups.append(dict(run.param_groups[0])))
+    try:
+        classifier(data, tmp_path / "a", optimizer=optimizer, schedule="one_cycle", momentum=0.7, lr=1e-3)
+    finally:
+        handle.remove()
+    assert len({group["lr"] for group in groups}) == len(groups) == 9
+    key, value = ("momentum", 0.7) if optimizer == "sgd" else ("betas", (0.9, 0.999))
+    assert {group[key] for group in groups} == {value}
 
 
 def test_a_dead_classifier_is_noticed(data, tmp_path):
@@ -229,6 +320,39 @@ def test_statistics_are_of_the_training_images(data):
     assert statistics.count == len(data.ids("train")) == 24
     torch.testing.assert_close(statistics.mean, features.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics.std, features.std(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_other_target_is_the_likeliest_class_that_is_not_shown(data, monkeypatch):
+    net, pairs = network().eval(), data.pairs("held_out")
+    with torch.no_grad():
+        logits = net(data.images(list(pairs["image_id"])))
+    own = logits.argmax(1)
+    # Of the likeliest class the second is taken, of any other class the likeliest.
+    likeliest = other_targets(net, data, pairs.assign(target=own.numpy()), 5, CPU)
+    assert torch.equal(likeliest, logits.topk(2).indices[:, 1])
+    last = logits.argmin(1)
+    assert torch.equal(other_targets(net, data, pairs.assign(target=last.numpy()), 5, CPU), own)
+    # A multi-label image shows both classes here.
+    shown = torch.zeros_like(logits).scatter_(1, own[:, None], 1)
+    monkeypatch.setattr(data.__class__, "labels", lambda self, split: shown)
+    multilabel = network(multilabel=True).eval()
+    multilabel.load_state_dict(net.state_dict())
+    several = other_targets(multilabel, data, pairs.assign(target=last.numpy()), 5, CPU)
+    assert torch.equal(several, logits.topk(2).indices[:, 1])
+
+
+def test_maps_of_other_targets(data):
+    net, pairs = network().eval(), data.pairs("held_out")
+    statistics = FeatureStatistics().update(net.stem(data.images(data.ids("train"))))
+    method = Bottleneck(steps=2, samples=2)
+
+    def l_ib(rows):
+        return bottleneck_maps(net, data, rows, method, statistics, seed=0, batch_size=5, device=CPU)
+
+    other = other_targets(net, data, pairs, 5, CPU)
+    both = pd.concat([pairs, pairs.assign(target=other.numpy())])
+    torch.testing.assert_close(l_ib(both)[len(pairs) :], l_ib(pairs.assign(target=other.numpy())), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(l_ib(pairs), l_ib(pairs.assign(target=other.numpy())))
 
 
 def test_several_classes_on_an_image_need_a_multilabel_network(data, tmp_path, monkeypatch):

@@ -14,23 +14,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 from workspaces import (
+    EVALUATED,
     EVERYTHING,
     GUIDED,
-    MAPS,
+    METHODS,
+    RESULTS,
     SNAKEMAKE,
-    TABLES,
     by_hand,
     configured,
+    each,
     environment,
-    maps,
-    of,
-    scores,
+    job,
     workspace,
 )
 
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.tables import NOT_RUN
-from ibsgl.training.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def killed_and_restarted(tmp_path_factory):
             command, cwd=folder, env=environment(), start_new_session=True, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            while not list(folder.glob("results/minimal/resnet/guided*")):
+            while not list(folder.glob("results/minimal/resnet/*/guided/*")):
                 assert run.poll() is None, (folder / "first.txt").read_text()
                 time.sleep(0.01)
         finally:
@@ -66,38 +65,71 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
         (
             {"methods__rise__masks": 9},
             {
-                *maps("pretrained", "rise"),
-                *maps("guided", "rise"),
-                *scores("pretrained", "guided"),
-                *TABLES,
+                *(job("maps", variant, "rise", "0") for variant in ("pretrained", "guided")),
+                job("evaluate", "0"),
+                *RESULTS,
             },
         ),
         # r is in L_SS, which guides, and marks the region of the deletion curves.
         ({"suppression__r": 0.2}, GUIDED),
-        (
-            {"bottleneck__alpha": 5.0},
-            {"bottleneck resnet", *maps("pretrained", "bottleneck"), *scores("pretrained"), *GUIDED},
-        ),
+        ({"bottleneck__alpha": 5.0}, each("bottleneck") | GUIDED),
         ({"seed": 1}, EVERYTHING),
-        ({"metrics__miou__top": 0.3}, scores(*VARIANTS) | TABLES),
+        ({"metrics__miou__top": 0.3}, EVALUATED),
+        ({"variants__shuffled__teacher": "uniform"}, each("guide", "shuffled") | EVALUATED),
+        (
+            {"replicates": 3},
+            {
+                *(job(rule, replicate=2) for rule in ("classifier", "bottleneck")),
+                *(job("guide", variant, replicate=2) for variant in ("control", "guided", "shuffled")),
+                job("evaluate", "0", replicate=2),
+                *RESULTS,
+            },
+        ),
         ({"batch_size": 3, "threads": 2, "device": "cuda"}, set()),
         (
             {"shard_size": 3},
             {
-                *(job[:-1] + shard for variant in VARIANTS for job in maps(variant) for shard in "01"),
-                *(f"scores resnet/{variant}/{shard}" for variant in VARIANTS for shard in "01"),
-                *of("evaluation", *VARIANTS),
-                *(f"deletion resnet/{shard}" for shard in "01"),
-                *TABLES,
-                "figure4",
+                *(job("maps", variant, "rise", shard) for variant in ("pretrained", "guided") for shard in "01"),
+                *each("evaluate", "0"),
+                *each("evaluate", "1"),
+                *RESULTS,
             },
         ),
     ],
-    ids=["masks", "r", "alpha", "seed", "miou", "machine", "shards"],
+    ids=["masks", "r", "alpha", "seed", "miou", "teacher", "replicates", "machine", "shards"],
 )
 def test_a_change_reruns_exactly_what_depends_on_it(dry_run, killed_and_restarted, request, changes, expected):
     configfile = configured(killed_and_restarted, request.node.callspec.id, **changes)
     assert dry_run(killed_and_restarted, configfile)[0] == expected
+
+
+ALTERNATIVES = {
+    "miou": ({"metrics": {"miou": {"top": 0.3}}}, {"evaluate"}),
+    "never": ({"suppression": {"when": "never"}}, {"guide guided", "guide shuffled", "maps guided/rise", "evaluate"}),
+    "alpha": (
+        {"bottleneck": {"alpha": 5.0}},
+        {"bottleneck", "guide guided", "guide shuffled", "maps guided/rise", "evaluate"},
+    ),
+    "masks": ({"methods": {"rise": {"masks": 9}}}, {"maps pretrained/rise", "maps guided/rise", "evaluate"}),
+}
+
+
+def test_an_alternative_runs_only_what_it_changes(dry_run, killed_and_restarted):
+    """One of a metric makes no map, and one of suppression trains no classifier and no control."""
+    changes = {name: override for name, (override, _) in ALTERNATIVES.items()}
+    configfile = configured(killed_and_restarted, "alternatives", alternatives=changes)
+    jobs, _ = dry_run(killed_and_restarted, configfile, "sensitivity")
+    expected = {"sensitivity", "alternatives"}
+    for name, (_, steps) in ALTERNATIVES.items():
+        for step in steps:
+            rule, _, wildcards = step.partition(" ")
+            last = ["0"] if rule in ("maps", "evaluate") else []
+            # Methods of many passes run on the first replicate only.
+            replicates = [0] if rule == "maps" or name == "masks" else [0, 1]
+            for replicate in replicates:
+                parts = ["minimal/alternatives/" + name, "resnet", str(replicate), *wildcards.split("/"), *last]
+                expected.add(f"{rule} {'/'.join(part for part in parts if part)}")
+    assert jobs == expected
 
 
 def test_tables_equal_those_of_the_same_commands_run_by_hand_without_a_break(
@@ -113,13 +145,14 @@ def test_tables_equal_those_of_the_same_commands_run_by_hand_without_a_break(
         assert command[-2] == "2>"
     fork(by_hand, folder, [command[1:-2] for command in commands])
     results = folder / "results" / "minimal"
-    made = sorted(path.relative_to(results) for path in results.glob("*/*") if path.suffix in (".csv", ".md", ".tex"))
+    kinds = (".csv", ".md", ".tex")
+    made = sorted(path.relative_to(results) for path in results.glob("*/*") if path.suffix in kinds)
     assert [path.name for path in made] == [
-        "figure4.csv",
+        *("claims.csv", "claims.md", "figure4.csv"),
         "classification_resnet.csv",
-        "guidance_resnet.csv",
-        "guidance_resnet.md",
-        *(f"table{number}.{kind}" for number in (1, 3) for kind in ("csv", "md", "tex")),
+        *("comparisons_resnet.csv", "comparisons_resnet.md"),
+        *("cross_scoring_resnet.csv", "diagnostics_resnet.csv"),
+        *(f"table{number}{kind}" for number in (1, 3) for kind in kinds),
     ]
     for path in made:
         assert (results / path).read_bytes() == (killed_and_restarted / "results" / "minimal" / path).read_bytes(), path
@@ -132,7 +165,7 @@ def test_tables_and_figures_are_there_and_parse(killed_and_restarted):
         assert set(table["metric"]) == {key for key, metric in METRICS.items() if metric.table == kind}
         ran = table[table["value"] != NOT_RUN]
         assert set(zip(ran["variant"], ran["method"], strict=True)) == {
-            (variant, method) for variant in VARIANTS for method in MAPS[variant]
+            (variant, method) for variant, methods in METHODS.items() for method in methods
         }
         numbers = ran[["value", "low", "high"]].astype(float)
         assert ((numbers["low"] <= numbers["value"]) & (numbers["value"] <= numbers["high"])).all()
@@ -160,9 +193,15 @@ def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_res
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     assert sorted((run.data.tags["ibsgl.kind"], run.data.tags["ibsgl.result_id"]) for run in children) == sorted(
         [
-            *(("training", f"resnet/{name}") for name in ("classifier", "control", "guided")),
-            *(("evaluation", f"resnet/{variant}/{method}") for variant in VARIANTS for method in MAPS[variant]),
-            *(("table", name) for name in ("table1", "table3", "resnet/effect")),
+            *(("training", f"resnet/{replicate}/{variant}") for replicate in (0, 1) for variant in METHODS),
+            *(
+                ("evaluation", f"resnet/{replicate}/{variant}/{method}")
+                for replicate in (0, 1)
+                for variant, methods in METHODS.items()
+                for method in methods
+                if replicate == 0 or method != "rise"
+            ),
+            *(("table", name) for name in ("table1", "table3", "comparisons_resnet", "claims")),
             *(("figure", f"figure{number}") for number in (2, 3, 4)),
         ]
     )
@@ -171,6 +210,6 @@ def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_res
     assert {file.path for file in client.list_artifacts(table.info.run_id, "tables")} == {
         f"tables/table1.{kind}" for kind in ("csv", "md", "tex")
     }
-    (guided,) = (run for run in children if run.data.tags["ibsgl.result_id"] == "resnet/guided")
+    (guided,) = (run for run in children if run.data.tags["ibsgl.result_id"] == "resnet/0/guided")
     epochs = client.get_metric_history(guided.info.run_id, next(k for k in guided.data.metrics if "test" not in k))
     assert [metric.step for metric in sorted(epochs, key=lambda metric: metric.step)] == [1, 2]

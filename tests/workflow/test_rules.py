@@ -13,15 +13,11 @@ from workspaces import (
     TINY,
     configured,
     environment,
-    maps,
-    of,
-    scores,
     snakemake,
     workspace,
 )
 
 from ibsgl.data.sources.shapes import generate
-from ibsgl.training.variants import VARIANTS
 
 
 def test_from_scratch_every_job_runs_once(dry_run, tmp_path):
@@ -32,10 +28,18 @@ def test_from_scratch_every_job_runs_once(dry_run, tmp_path):
 def test_table3_from_scratch_asks_for_the_first_network_and_no_figure(dry_run, tmp_path):
     folder = workspace(tmp_path / "clone")
     jobs, _ = dry_run(folder, configured(folder, "tiny", TINY), "table3")
-    before = {"data", "index", "classifier resnet", "statistics resnet/pretrained", "bottleneck resnet"}
-    evaluated = {job for variant in VARIANTS for job in maps(variant)} | scores(*VARIANTS)
-    of_gradcam = maps("pretrained", "gradcam") | maps("guided", "gradcam")
-    assert jobs == before | of("guide", "guided", "control") | evaluated | of_gradcam | {"table 3", "table3"}
+    assert {"table3", "tables_resnet", "evaluate tiny/resnet/0/0"} <= jobs
+    assert not [job for job in jobs if "vgg" in job or "figure" in job or "claims" in job]
+
+
+@pytest.mark.parametrize("target", ["study", "sensitivity"])
+def test_a_target_with_a_config_of_its_own_has_a_folder_of_its_own(fork, tmp_path, target):
+    folder = workspace(tmp_path / "clone")
+    code, output = fork(snakemake, folder, [target, "--dry-run", "--quiet", "rules"])
+    assert code == 0, output
+    code, output = fork(snakemake, folder, [target, "--dry-run"])
+    assert f"results/{target}/resnet/2/guided/network.pt" in output
+    assert "results/shapes/" not in output
 
 
 def test_a_bad_config_stops_before_any_job_with_one_line_naming_the_key(tmp_path):
@@ -87,12 +91,12 @@ def test_a_download_is_in_the_graph_and_its_folder_is_not(dry_run, fork, to_down
     assert (folder / "kept" / "VOC2007" / "JPEGImages").is_dir()
     # The folder was not there when the first graph was made; that is no change, nor is another place to have it from.
     moved = data | {"download": data["download"] | {"mirrors": ["nowhere"], "folder": "elsewhere"}}
-    assert dry_run(folder, configured(folder, "moved", data=moved))[0] == EVERYTHING - {"data", "index"}
+    assert dry_run(folder, configured(folder, "moved", data=moved))[0] == EVERYTHING - {"data", "index minimal"}
     # A file that has changed is, as long as the folder is there.
     image = next((folder / "kept" / "VOC2007" / "JPEGImages").iterdir())
     before = image.stat()
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert dry_run(folder, "minimal.yaml", index)[0] == {"index"}
+    assert dry_run(folder, "minimal.yaml", index)[0] == {"index minimal"}
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     (folder / "kept" / "VOC2007").rename(folder / "kept" / "away")
     assert dry_run(folder, "minimal.yaml", index)[0] == set()

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import yaml
 
-from ibsgl.training.variants import VARIANTS
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,52 +24,49 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 FOREIGN = ("MLFLOW_TRACKING_URI", "SNAKEMAKE_PROFILE", "SNAKEMAKE_OUTPUT_CACHE", "IBSGL_GPU")
 
 
-MAPS = {
+# The methods whose values stand in the tables, by variant.
+METHODS = {
     "pretrained": ("rise", "gradient", "bottleneck", "center", "random", "oracle"),
     "control": ("gradient",),
     "guided": ("gradient", "rise"),
+    "shuffled": ("gradient",),
 }
 
 
-TABLES = {"table 1", "table 3"}
+RESULTS = {"tables_resnet", "claims", "figure4"}
 
 
-FIGURES = {"figure 2", "figure 3", "figure4"}
+FIGURES = {"figure 2", "figure 3"}
 
 
-SINGLE_PASS = {"gradient", "gradcam", "center", "random", "oracle"}
+def job(rule, *wildcards, replicate=0):
+    """A job of the network ``resnet`` in the run ``minimal``."""
+    return " ".join([rule, "/".join(["minimal", "resnet", str(replicate), *wildcards])])
 
 
-def maps(variant, *methods):
-    groups = {"single_pass" if method in SINGLE_PASS else method for method in methods or MAPS[variant]}
-    return {f"maps resnet/{variant}/{group}/0" for group in groups}
+def each(rule, *wildcards, replicates=2):
+    return {job(rule, *wildcards, replicate=replicate) for replicate in range(replicates)}
 
 
-def of(rule, *variants):
-    return {f"{rule} resnet/{variant}" for variant in variants}
-
-
-def scores(*variants):
-    return of("evaluation", *variants) | {f"scores resnet/{variant}/0" for variant in variants}
+EVALUATED = each("evaluate", "0") | RESULTS
 
 
 # What follows from another guided network, tables and figures included.
 GUIDED = {
-    *of("guide", "guided"),
-    "effect resnet",
-    *maps("guided"),
-    *scores("guided"),
-    "deletion resnet/0",
-    *TABLES,
+    *each("guide", "guided"),
+    *each("guide", "shuffled"),
+    job("maps", "guided", "rise", "0"),
+    *EVALUATED,
     *FIGURES,
 }
 
 
 EVERYTHING = {
-    *("data", "index", "classifier resnet", "statistics resnet/pretrained", "bottleneck resnet"),
-    *of("guide", "control"),
-    *(job for variant in VARIANTS for job in maps(variant)),
-    *scores(*VARIANTS),
+    *("data", "index minimal"),
+    *each("classifier"),
+    *each("bottleneck"),
+    *each("guide", "control"),
+    job("maps", "pretrained", "rise", "0"),
     *GUIDED,
 }
 

@@ -1,5 +1,6 @@
 # Shared by all stages: the checked config, where results live, and how settings reach a job.
 import atexit
+import functools
 import json
 import os
 import shutil
@@ -10,13 +11,18 @@ from filelock import FileLock, Timeout
 
 from ibsgl import attribution, devices, slurm
 from ibsgl import config as configuration
-from ibsgl.config.steps import step_of
+from ibsgl.config.steps import lineage, step_of
 from ibsgl.provenance import folder_digest
 from ibsgl.tracking import Tracker
-from ibsgl.training.variants import VARIANTS
+from ibsgl.training.variants import PRETRAINED
 
 try:
     CONFIG = configuration.load(config)
+    # The run itself, and the alternatives of a sensitivity study, each with a folder of its own.
+    CONFIGS = {CONFIG.name: CONFIG} | {
+        f"{CONFIG.name}/alternatives/{name}": CONFIG.alternative(name)
+        for name in CONFIG.alternatives
+    }
 except configuration.ConfigError as error:
     sys.exit(f"config: {error}")
 
@@ -28,19 +34,21 @@ os.environ.update(
 RESULTS = f"results/{CONFIG.name}"
 RECORDS = f"{RESULTS}/records"
 ROOT = CONFIG.data_root
-INDEX = f"{RESULTS}/index.parquet"
 # With a download the folder is no file of the graph: Snakemake deletes a rule's output before it runs the rule, and the folder may
 # hold a user's data. The index waits for the stamp, and every other job waits for the index.
 STAMP = f"{RESULTS}/data.json"
 DATA = [] if CONFIG.data.archives else ROOT
-SHARDS = range(CONFIG.shards)
 MODELS = list(CONFIG.models)
 # Tables 1 and 3 are the first model's, 2 and 4 the second's.
-NUMBERS = [number for number in (1, 2, 3, 4) if (number - 1) % 2 < len(MODELS)]
+NUMBERS = {model: (place + 1, place + 3) for place, model in enumerate(MODELS)}
 
-TABLES = [f"{RESULTS}/tables/table{number}.csv" for number in NUMBERS]
+TABLES = [
+    f"{RESULTS}/tables/table{number}.csv"
+    for number in sorted(n for numbers in NUMBERS.values() for n in numbers)
+]
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
-EFFECTS = [f"{RESULTS}/tables/guidance_{model}.csv" for model in MODELS]
+CLAIMS = f"{RESULTS}/claims/claims.csv"
+SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
 
 
 # A killed Snakemake leaves its lock behind, and the next call would be refused until --unlock. The kernel's lock ends with its
@@ -66,21 +74,109 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
+    run="|".join(CONFIGS),
     model="|".join(MODELS),
-    variant="|".join(VARIANTS),
-    group="[A-Za-z0-9_-]+",
+    replicate=r"\d+",
+    variant="|".join({name for each in CONFIGS.values() for name in each.variant_names}),
+    method="[A-Za-z0-9_-]+",
     shard=r"\d+",
     number=r"\d+",
 
 
-def settings(step):
+def step(name, wildcards):
+    """The step of a job with these wildcards."""
+    where = dict(wildcards.items())
+    return step_of(CONFIGS[where.pop("run", CONFIG.name)], name, **where)
+
+
+def settings(name):
     """The part of the config that a job depends on, as its params. A change of it re-runs the job."""
-    return lambda wildcards: step_of(CONFIG, step, **dict(wildcards.items())).to_json()
+    return lambda wildcards: step(name, wildcards).to_json()
 
 
-def code(step):
+def code(name):
     """Digest of the code that a job depends on, as its params. An edit of that code re-runs the job."""
-    return lambda wildcards: step_of(CONFIG, step, **dict(wildcards.items())).code()
+    return lambda wildcards: step(name, wildcards).code()
+
+
+@functools.cache
+def folder(run, name, **where):
+    """The folder of the run whose job ``name`` makes this result: that of the base run if the job would be the same there."""
+    try:
+        same = lineage(CONFIG, name, **where) == lineage(CONFIGS[run], name, **where)
+    except configuration.ConfigError:
+        same = False
+    return RESULTS if same else f"results/{run}"
+
+
+def index_of(wildcards):
+    """The index of the data set."""
+    return f"{folder(wildcards.get('run', CONFIG.name), 'index')}/index.parquet"
+
+
+def network_of(wildcards, variant=None):
+    """The weights of a variant; without ``variant``, of the job's own."""
+    where = _where(wildcards, variant=variant or wildcards.variant)
+    root = folder(wildcards.run, "guide", **where)
+    return (
+        f"{root}/{wildcards.model}/{wildcards.replicate}/{where['variant']}/network.pt"
+    )
+
+
+def pretrained_of(wildcards):
+    """The weights of the pretrained variant."""
+    return network_of(wildcards, PRETRAINED)
+
+
+def networks_of(wildcards):
+    """The weights of every variant."""
+    return [
+        network_of(wildcards, variant)
+        for variant in CONFIGS[wildcards.run].variant_names
+    ]
+
+
+def bottleneck_of(wildcards):
+    """L^ib of the training and held-out pairs."""
+    root = folder(wildcards.run, "bottleneck", **_where(wildcards))
+    return f"{root}/{wildcards.model}/{wildcards.replicate}/pretrained/bottleneck.pt"
+
+
+def statistics_of(wildcards):
+    """The feature statistics of the pretrained variant."""
+    return f"{Path(bottleneck_of(wildcards)).parent}/statistics.pt"
+
+
+def maps_inputs(wildcards):
+    """The feature statistics, for a method that requires them."""
+    if "statistics" in attribution.requirements(wildcards.method):
+        return {"statistics": [statistics_of(wildcards)]}
+    return {}
+
+
+def heavy_maps_of(wildcards):
+    """The maps that jobs of their own have made, for one shard of every variant."""
+    run, replicate = CONFIGS[wildcards.run], int(wildcards.replicate)
+    return [
+        f"{folder(wildcards.run, 'maps', **_where(wildcards, variant=variant, method=method))}"
+        f"/{wildcards.model}/{replicate}/{variant}/maps/{method}/{wildcards.shard}.parquet"
+        for variant in run.variant_names
+        for method in run.heavy_methods(variant, replicate)
+    ]
+
+
+def evaluations_of(run, model):
+    """What was measured on a network: a folder for each replicate and shard."""
+    config = CONFIGS[run]
+    return [
+        f"{folder(run, 'evaluate', model=model, replicate=replicate)}/{model}/{replicate}/evaluation/{shard}"
+        for replicate in range(config.replicates)
+        for shard in range(config.shards)
+    ]
+
+
+def _where(wildcards, **more):
+    return {"model": wildcards.model, "replicate": int(wildcards.replicate)} | more
 
 
 def data_root(wildcards, input):
@@ -101,7 +197,7 @@ def data_files(wildcards):
 
 def weights_file(wildcards):
     """The file that a network starts from, if the config names one."""
-    return CONFIG.network(wildcards.model).weights_file or []
+    return CONFIGS[wildcards.run].network(wildcards.model).weights_file or []
 
 
 def gpus(wildcards=None):
@@ -116,37 +212,16 @@ def doubling(first):
     return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
-def maps_of(wildcards):
-    """Every map that one shard of one variant's scores is made of."""
-    return expand(
-        f"{RESULTS}/{wildcards.model}/maps/{wildcards.variant}/{{group}}/{wildcards.shard}.parquet",
-        group=CONFIG.groups(wildcards.variant),
-    )
-
-
-def eq3_maps_of(wildcards):
-    """One shard of every variant's own Eq. 3 maps, in the variants' order."""
-    return [
-        f"{RESULTS}/{wildcards.model}/maps/{variant}/{group}/{wildcards.shard}.parquet"
-        for variant in VARIANTS
-        for group, methods in CONFIG.groups(variant).items()
-        if "gradient" in methods
-    ]
-
-
-def scores_of(wildcards):
-    """The score files behind a table."""
-    model = MODELS[(int(wildcards.number) - 1) % 2]
-    return expand(f"{RESULTS}/{model}/scores/{{variant}}.parquet", variant=VARIANTS)
-
-
 def guidance_inputs(wildcards):
-    """Cached bottleneck maps, or the statistics to compute them during training. The control needs neither."""
-    if wildcards.variant == "control":
+    """L^ib of the pairs, or the statistics to compute it during training. Training without guidance needs neither."""
+    guidance = (
+        CONFIGS[wildcards.run].for_model(wildcards.model).guidance_of(wildcards.variant)
+    )
+    if guidance.loss == "none":
         return {}
-    if CONFIG.for_model(wildcards.model).guidance.bottleneck_network == "current":
-        return {"statistics": f"{RESULTS}/{wildcards.model}/statistics/pretrained.pt"}
-    return {"bottleneck": f"{RESULTS}/{wildcards.model}/bottleneck.pt"}
+    if guidance.bottleneck_network == "current":
+        return {"statistics": statistics_of(wildcards)}
+    return {"bottleneck": bottleneck_of(wildcards)}
 
 
 def guidance_options(wildcards, input):
@@ -154,11 +229,6 @@ def guidance_options(wildcards, input):
     return [f"--{name}={getattr(input, name)}" for name in guidance_inputs(wildcards)]
 
 
-def statistics_of(wildcards):
-    """The statistics of the variant's features, for the methods that require them."""
-    methods = CONFIG.groups(wildcards.variant)[wildcards.group]
-    if any("statistics" in attribution.requirements(method) for method in methods):
-        return {
-            "statistics": f"{RESULTS}/{wildcards.model}/statistics/{wildcards.variant}.pt"
-        }
-    return {}
+def each(option, files):
+    """An option that is given once for each file."""
+    return [f"--{option}={file}" for file in files]

@@ -50,11 +50,11 @@ rule index:
     input:
         STAMP if CONFIG.data.archives else ROOT,
     output:
-        INDEX,
+        "results/{run}/index.parquet",
     log:
-        f"{RESULTS}/logs/index.log",
+        "results/{run}/logs/index.log",
     benchmark:
-        f"{RESULTS}/benchmarks/index.tsv"
+        "results/{run}/benchmarks/index.tsv"
     localrule: True
     conda:
         "../../environment.yml"

@@ -1,17 +1,17 @@
-# Saliency maps of every method, their scores, and the deletion curves.
+# Saliency maps of the methods of many passes, and everything that is measured on the networks.
 rule maps:
-    """Saliency maps of one method, or of all single-pass methods, on one variant, for one shard of the test images."""
+    """Saliency maps of one method of many passes on one variant, for one shard of the test images."""
     input:
-        unpack(statistics_of),
-        index=INDEX,
+        unpack(maps_inputs),
+        index=index_of,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{variant}}.pt",
+        weights=network_of,
     output:
-        f"{RESULTS}/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.parquet",
+        "results/{run}/{model}/{replicate}/{variant}/maps/{method}/{shard}.parquet",
     log:
-        f"{RESULTS}/logs/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.log",
+        "results/{run}/logs/{model}/{replicate}/{variant}/{method}/{shard}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/maps/{{variant}}/{{group}}/{{shard}}.tsv"
+        "results/{run}/benchmarks/{model}/{replicate}/{variant}/{method}/{shard}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -23,99 +23,47 @@ rule maps:
     params:
         root=data_root,
         settings=settings("maps"),
-        options=lambda wildcards, input: (
-            [f"--statistics={input.statistics}"] if statistics_of(wildcards) else []
+        statistics=lambda wildcards, input: each(
+            "statistics", input.get("statistics", [])
         ),
         code=code("maps"),
     shell:
-        "ibsgl maps --index {input.index:q} --root {params.root:q} --weights {input.weights:q} {params.options:q}"
-        " --settings {params.settings:q} --shard {wildcards.shard}"
+        "ibsgl maps --index {input.index:q} --root {params.root:q} --weights {input.weights:q}"
+        " {params.statistics:q} --settings {params.settings:q} --shard {wildcards.shard}"
         " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
 
 
-rule scores:
-    """Every metric of every map of one shard on one variant."""
+rule evaluate:
+    """Everything that is measured on the variants of one replicate, for one shard: maps of one pass, scores, losses, curves."""
     input:
-        index=INDEX,
+        index=index_of,
         root=DATA,
-        weights=f"{RESULTS}/{{model}}/{{variant}}.pt",
-        maps=maps_of,
+        weights=networks_of,
+        maps=heavy_maps_of,
+        statistics=statistics_of,
+        bottleneck=bottleneck_of,
     output:
-        f"{RESULTS}/{{model}}/scores/{{variant}}/{{shard}}.parquet",
+        directory("results/{run}/{model}/{replicate}/evaluation/{shard}"),
     log:
-        f"{RESULTS}/logs/{{model}}/scores/{{variant}}/{{shard}}.log",
+        "results/{run}/logs/{model}/{replicate}/evaluation/{shard}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/scores/{{variant}}/{{shard}}.tsv"
+        "results/{run}/benchmarks/{model}/{replicate}/evaluation/{shard}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
         gpu=gpus(),
         mem_mb=doubling(12000),
-        runtime=doubling(120),
+        runtime=doubling(240),
         batch_size=CONFIG.batch_size,
     params:
         root=data_root,
-        settings=settings("scores"),
-        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=code("scores"),
+        settings=settings("evaluate"),
+        weights=lambda wildcards, input: each("weights", input.weights),
+        maps=lambda wildcards, input: each("maps", input.maps),
+        code=code("evaluate"),
     shell:
-        "ibsgl scores --model {wildcards.model} --variant {wildcards.variant} --index {input.index:q}"
-        " --root {params.root:q} --weights {input.weights:q} {params.maps:q} --settings {params.settings:q}"
-        " --gpu {resources.gpu} --batch-size {resources.batch_size} --shard {wildcards.shard} --out {output:q} 2> {log:q}"
-
-
-rule evaluation:
-    """One variant's scores: those of its shards together."""
-    input:
-        scores=expand(
-            f"{RESULTS}/{{{{model}}}}/scores/{{{{variant}}}}/{{shard}}.parquet",
-            shard=SHARDS,
-        ),
-    output:
-        f"{RESULTS}/{{model}}/scores/{{variant}}.parquet",
-    log:
-        f"{RESULTS}/logs/{{model}}/scores/{{variant}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/scores/{{variant}}.tsv"
-    localrule: True
-    conda:
-        "../../environment.yml"
-    params:
-        records=RECORDS,
-        code=code("evaluation"),
-        scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
-    shell:
-        "ibsgl evaluation {params.scores:q} --records {params.records:q} --out {output:q} 2> {log:q}"
-
-
-rule deletion:
-    """Deletion curves of every variant's own Eq. 3 maps, for one shard of the test images (Figure 4)."""
-    input:
-        index=INDEX,
-        root=DATA,
-        weights=expand(f"{RESULTS}/{{{{model}}}}/{{variant}}.pt", variant=VARIANTS),
-        maps=eq3_maps_of,
-    output:
-        f"{RESULTS}/{{model}}/deletion/{{shard}}.parquet",
-    log:
-        f"{RESULTS}/logs/{{model}}/deletion/{{shard}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{model}}/deletion/{{shard}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: CONFIG.threads
-    resources:
-        gpu=gpus(),
-        mem_mb=doubling(12000),
-        runtime=doubling(120),
-        batch_size=CONFIG.batch_size,
-    params:
-        root=data_root,
-        settings=settings("deletion"),
-        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
-        maps=lambda wildcards, input: [f"--maps={path}" for path in input.maps],
-        code=code("deletion"),
-    shell:
-        "ibsgl deletion --index {input.index:q} --root {params.root:q} {params.weights:q} {params.maps:q}"
-        " --settings {params.settings:q} --shard {wildcards.shard} --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"
+        "ibsgl evaluate --model {wildcards.model} --replicate {wildcards.replicate} --index {input.index:q}"
+        " --root {params.root:q} {params.weights:q} {params.maps:q} --statistics {input.statistics:q}"
+        " --bottleneck {input.bottleneck:q} --settings {params.settings:q} --shard {wildcards.shard}"
+        " --gpu {resources.gpu} --batch-size {resources.batch_size} --out {output:q} 2> {log:q}"

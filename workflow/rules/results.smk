@@ -1,21 +1,50 @@
-# The paper's tables and figures.
-if 1 in NUMBERS:
+# The answer, the paper's tables and its figures.
+for model, numbers in NUMBERS.items():
+
+    rule:
+        name:
+            f"tables_{model}"
+        # Two of the paper's tables beside the published values, the comparisons of the variants, and what explains them.
+        input:
+            index=f"{RESULTS}/index.parquet",
+            evaluations=evaluations_of(CONFIG.name, model),
+            published="results/published",
+        output:
+            tables=[
+                f"{RESULTS}/tables/table{number}.{kind}"
+                for number in numbers
+                for kind in ("csv", "md", "tex")
+            ],
+            comparisons=multiext(f"{RESULTS}/tables/comparisons_{model}", ".csv", ".md"),
+            others=[
+                f"{RESULTS}/tables/{name}_{model}.csv"
+                for name in ("classification", "cross_scoring", "diagnostics")
+            ],
+        log:
+            f"{RESULTS}/logs/tables_{model}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/tables_{model}.tsv"
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            model=model,
+            out=f"{RESULTS}/tables",
+            records=RECORDS,
+            settings=step_of(CONFIG, "tables", model=model).to_json(),
+            evaluations=lambda wildcards, input: each("evaluation", input.evaluations),
+            code=step_of(CONFIG, "tables", model=model).code(),
+        shell:
+            "ibsgl tables --model {params.model} --index {input.index:q} {params.evaluations:q} --published {input.published:q}"
+            " --settings {params.settings:q} --records {params.records:q} --out {params.out:q} 2> {log:q}"
+
+
+if 1 in NUMBERS[MODELS[0]]:
 
     rule table1:
         """Table 1: EBPG, mIoU and Bbox on the first network (ResNet-50 in the paper)."""
         input:
             f"{RESULTS}/tables/table1.csv",
-
-
-if 2 in NUMBERS:
-
-    rule table2:
-        """Table 2: EBPG, mIoU and Bbox on the second network (VGG-16 in the paper)."""
-        input:
-            f"{RESULTS}/tables/table2.csv",
-
-
-if 3 in NUMBERS:
 
     rule table3:
         """Table 3: Average Drop and Average Increase on the first network."""
@@ -23,7 +52,12 @@ if 3 in NUMBERS:
             f"{RESULTS}/tables/table3.csv",
 
 
-if 4 in NUMBERS:
+if len(MODELS) > 1:
+
+    rule table2:
+        """Table 2: EBPG, mIoU and Bbox on the second network (VGG-16 in the paper)."""
+        input:
+            f"{RESULTS}/tables/table2.csv",
 
     rule table4:
         """Table 4: Average Drop and Average Increase on the second network."""
@@ -31,30 +65,31 @@ if 4 in NUMBERS:
             f"{RESULTS}/tables/table4.csv",
 
 
-rule table:
-    """One of Tables 1–4 beside the published values: CSV, Markdown and LaTeX."""
+rule claims:
+    """The paper's claims with their verdicts: effect, interval, every replicate's value, one sentence each."""
     input:
-        scores=scores_of,
+        evaluations=[
+            path for model in MODELS for path in evaluations_of(CONFIG.name, model)
+        ],
         published="results/published",
     output:
-        csv=f"{RESULTS}/tables/table{{number}}.csv",
-        markdown=f"{RESULTS}/tables/table{{number}}.md",
-        latex=f"{RESULTS}/tables/table{{number}}.tex",
+        CLAIMS,
+        Path(CLAIMS).with_suffix(".md").as_posix(),
     log:
-        f"{RESULTS}/logs/table{{number}}.log",
+        f"{RESULTS}/logs/claims.log",
     benchmark:
-        f"{RESULTS}/benchmarks/table{{number}}.tsv"
+        f"{RESULTS}/benchmarks/claims.tsv"
     localrule: True
     conda:
         "../../environment.yml"
     params:
         records=RECORDS,
-        settings=settings("table"),
-        scores=lambda wildcards, input: [f"--scores={path}" for path in input.scores],
-        code=code("table"),
+        settings=settings("claims"),
+        evaluations=lambda wildcards, input: each("evaluation", input.evaluations),
+        code=code("claims"),
     shell:
-        "ibsgl table {params.scores:q} --published {input.published:q} --settings {params.settings:q}"
-        " --records {params.records:q} --out {output.csv:q} 2> {log:q}"
+        "ibsgl claims {params.evaluations:q} --published {input.published:q} --settings {params.settings:q}"
+        " --records {params.records:q} --out {output[0]:q} 2> {log:q}"
 
 
 rule figures:
@@ -64,12 +99,12 @@ rule figures:
 
 
 rule figure:
-    """Figure 2 (suppression) or 3 (before and after guidance): PNG and PDF."""
+    """Figure 2 (suppression) or 3 (before and after guidance) of the first replicate: PNG and PDF."""
     input:
-        index=INDEX,
+        index=f"{RESULTS}/index.parquet",
         root=DATA,
         weights=expand(
-            f"{RESULTS}/{{model}}/{{variant}}.pt",
+            f"{RESULTS}/{{model}}/0/{{variant}}/network.pt",
             model=MODELS,
             variant=("pretrained", "guided"),
         ),
@@ -93,7 +128,7 @@ rule figure:
         root=data_root,
         records=RECORDS,
         settings=settings("figure"),
-        weights=lambda wildcards, input: [f"--weights={path}" for path in input.weights],
+        weights=lambda wildcards, input: each("weights", input.weights),
         code=code("figure"),
     shell:
         "ibsgl figure --index {input.index:q} --root {params.root:q} {params.weights:q}"
@@ -103,11 +138,9 @@ rule figure:
 rule figure4:
     """Figure 4: the target's probability as the important region is deleted, before and after guidance."""
     input:
-        curves=expand(
-            f"{RESULTS}/{{model}}/deletion/{{shard}}.parquet",
-            model=MODELS,
-            shard=SHARDS,
-        ),
+        evaluations=[
+            path for model in MODELS for path in evaluations_of(CONFIG.name, model)
+        ],
     output:
         png=f"{RESULTS}/figures/figure4.png",
         pdf=f"{RESULTS}/figures/figure4.pdf",
@@ -122,7 +155,79 @@ rule figure4:
     params:
         records=RECORDS,
         settings=settings("figure4"),
-        curves=lambda wildcards, input: [f"--curves={path}" for path in input.curves],
+        evaluations=lambda wildcards, input: each("evaluation", input.evaluations),
         code=code("figure4"),
     shell:
-        "ibsgl figure4 {params.curves:q} --settings {params.settings:q} --records {params.records:q} --out {output.png:q} 2> {log:q}"
+        "ibsgl figure4 {params.evaluations:q} --settings {params.settings:q} --records {params.records:q}"
+        " --out {output.png:q} 2> {log:q}"
+
+
+rule study:
+    """Everything, and the answer as a page of the documentation. Without a config file it is that of config/study.yaml."""
+    input:
+        TABLES,
+        FIGURES,
+        CLAIMS,
+        f"docs/measured/{CONFIG.name}.md",
+
+
+rule measured:
+    """The answer as a page of the documentation: claims.md with the digest of the config, versions and device."""
+    input:
+        CLAIMS,
+    output:
+        multiext("docs/measured/{run}", ".md", ".csv"),
+    log:
+        "results/{run}/logs/measured.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        settings=settings("claims"),
+    shell:
+        "ibsgl measured --claims {input:q} --settings {params.settings:q} --out {output[0]:q} 2> {log:q}"
+
+
+if CONFIG.alternatives:
+
+    rule sensitivity:
+        """How much each alternative of the config changes the effect behind each claim: a table and tornado plots."""
+        input:
+            SENSITIVITY,
+
+    rule alternatives:
+        """The effect behind each claim with each alternative, beside that of the config itself."""
+        input:
+            base=[
+                path for model in MODELS for path in evaluations_of(CONFIG.name, model)
+            ],
+            alternatives=[
+                path
+                for run in CONFIGS
+                for model in MODELS
+                for path in evaluations_of(run, model)
+                if not path.startswith(f"{RESULTS}/{model}/")
+            ],
+            published="results/published",
+        output:
+            SENSITIVITY,
+            Path(SENSITIVITY).with_suffix(".md").as_posix(),
+            Path(SENSITIVITY).with_suffix(".png").as_posix(),
+        log:
+            f"{RESULTS}/logs/sensitivity.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/sensitivity.tsv"
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            records=RECORDS,
+            settings=settings("sensitivity"),
+            base=lambda wildcards, input: each("evaluation", input.base),
+            alternatives=lambda wildcards, input: each(
+                "alternative", input.alternatives
+            ),
+            code=code("sensitivity"),
+        shell:
+            "ibsgl sensitivity {params.base:q} {params.alternatives:q} --published {input.published:q}"
+            " --settings {params.settings:q} --records {params.records:q} --out {output[0]:q} 2> {log:q}"

@@ -146,6 +146,7 @@ def generate(
     seed: int,
     trainval: int = 960,
     test: int = 96,
+    further: int = 0,
     size: int = 96,
     background_correlation: float = 0.5,
     progress: bool = True,
@@ -159,16 +160,18 @@ def generate(
         root: created if it is missing. Images and lists of an earlier set are overwritten.
         seed: root seed.
         trainval, test: numbers of images.
+        further: number of images like the test images, on which only the accuracy is measured.
         size: side of the images in pixels.
         background_correlation: fraction of the ``trainval`` images whose photograph belongs to their class. The other images,
-            and all ``test`` images, have one of the eight photographs at random.
+            and all ``test`` and ``further`` images, have one of the eight photographs at random.
         progress: whether to show a progress bar on a terminal.
 
     Raises:
         ValueError: a count or ``size`` is too small, ``background_correlation`` is outside [0,1], or ``root`` has another data
             set.
     """
-    for name, value, least in (("trainval", trainval, 1), ("test", test, 1), ("size", size, 16)):
+    least_values = (("trainval", trainval, 1), ("test", test, 1), ("further", further, 0), ("size", size, 16))
+    for name, value, least in least_values:
         if value < least:
             raise ValueError(f"shapes: {name} must be at least {least}, not {value}")
     if not 0 <= background_correlation <= 1:
@@ -178,10 +181,10 @@ def generate(
     if foreign is not None:
         raise ValueError(f"{root} holds another data set ({foreign.name}); give the shapes a folder of their own")
     photographs, palette = _photographs(), _palette()
-    counts = {"trainval": trainval, "test": test}
+    counts = {"trainval": trainval, "test": test} | ({"further": further} if further else {})
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in counts}
+    lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in ("trainval", "test", "further")}
     for path in lists.values():
         path.unlink(missing_ok=True)
 
@@ -198,8 +201,8 @@ def generate(
         labels.save(root / "SegmentationClass" / f"{image_id}.png")
         annotation = ElementTree.ElementTree(_annotation(image_id, mask, target, photograph))
         annotation.write(root / "Annotations" / f"{image_id}.xml", encoding="unicode")
-    for split, path in lists.items():
-        path.write_text("".join(f"{image_id}\n" for image_id in ids[split]))
+    for split in counts:
+        lists[split].write_text("".join(f"{image_id}\n" for image_id in ids[split]))
 
 
 class Shapes(DataSource):
@@ -214,6 +217,12 @@ class Shapes(DataSource):
     source: Literal["shapes"] = Field("shapes", description="the kind of data set")
     trainval: Positive = Field(960, description="number of generated training images")
     test: Positive = Field(96, description="number of generated test images")
+    further: int = Field(
+        1000,
+        ge=0,
+        description="number of generated images, like the test images, on which only the accuracy is measured: on 96 images "
+        "a change of one point cannot be seen",
+    )
     size: int = Field(96, ge=32, description="side of the images in pixels")
     background_correlation: float = Field(
         0.5,
@@ -239,11 +248,12 @@ class Shapes(DataSource):
             seed=seed,
             trainval=self.trainval,
             test=self.test,
+            further=self.further,
             size=self.size,
             background_correlation=self.background_correlation,
         )
 
     def build_index(self, root: Path, seed: int) -> Index:
         """The index of a folder in VOC layout; see :func:`ibsgl.data.sources.voc.build_index`."""
-        lists = {"train": "trainval", "test": "test"}
+        lists = {"train": "trainval", "test": "test"} | ({"further": "further"} if self.further else {})
         return build_index(root, splits=lists, held_out=self.held_out, seed=seed)

@@ -223,7 +223,8 @@ def build_index(
 
     Args:
         root: the folder with ``Annotations``, ``JPEGImages`` and ``ImageSets``.
-        splits: the lists in ``ImageSets/Main``, such as ``{"train": "trainval", "test": "test"}``.
+        splits: the lists in ``ImageSets/Main``, such as ``{"train": "trainval", "test": "test"}``. ``further`` is a list of
+            images that only the accuracy is measured on.
         held_out: fraction, in [0,1), of the training images that becomes the split ``held_out``.
         seed: decides which images are held out. The choice for an image depends on its id.
         class_names: the K classes in order. ``None``: every name in the annotations, sorted.
@@ -238,8 +239,10 @@ def build_index(
             five errors and their number.
     """
     root = Path(root)
-    if not set(splits) <= {"train", "test"} or not splits:
-        raise ValueError(f"splits: the keys must be train and test, not {', '.join(map(str, splits)) or 'none'}")
+    if not set(splits) <= {"train", "test", "further"} or not splits:
+        raise ValueError(
+            f"splits: the keys must be train, test and further, not {', '.join(map(str, splits)) or 'none'}"
+        )
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must lie in [0, 1), not {held_out}")
     if difficult not in ("keep", "drop"):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ibsgl.metrics.deletion import area_under
 from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
-from ibsgl.reporting.statistics import bootstrap_intervals
+from ibsgl.reporting.statistics import crossed_estimate
 from ibsgl.training.variants import VARIANTS
 
 # Label, colour and dashes of each variant's curve. The colours are those of Okabe and Ito, which colour-blind readers can
@@ -27,54 +27,51 @@ _CURVES = {
 }
 
 
-def read_curves(files: Iterable[str | Path]) -> pd.DataFrame:
-    """The deletion curves in ``files`` as one frame.
+def read_curves(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """The deletion curves of the pretrained network, the control and the guided network as one frame.
 
     Args:
-        files: Parquet files ``…/<model>/deletion/<shard>.parquet`` with the columns of
-            :func:`ibsgl.evaluation.deletion.deletion_curves` and ``variant``.
+        folders: ``…/<model>/<replicate>/evaluation/<shard>`` with ``curves.parquet``: the columns of
+            :func:`ibsgl.evaluation.deletion.deletion_curves`, ``model``, ``variant`` and ``replicate``.
 
     Returns:
-        Their rows in the order of ``files``, with the column ``model``.
+        their rows in the order of ``folders``.
 
     Raises:
-        ValueError: there are no files, or one has no column ``variant``.
+        ValueError: there are no folders, or a file has other columns.
     """
     frames = []
-    for path in map(Path, files):
-        curves = pd.read_parquet(path)
-        if "variant" not in curves:
-            raise ValueError(f"{path} has no column variant; delete the file and compute it again")
-        frames.append(curves.assign(model=path.parent.parent.name))
+    for folder in map(Path, folders):
+        curves = pd.read_parquet(folder / "curves.parquet")
+        if not {"model", "variant", "replicate"} <= set(curves):
+            raise ValueError(f"{folder}: curves.parquet has no column variant; delete the folder and compute it again")
+        frames.append(curves[curves["variant"].isin(list(_CURVES))])
     if not frames:
         raise ValueError("there are no deletion curves to draw")
     return pd.concat(frames, ignore_index=True)
 
 
 @matplotlib.rc_context(STYLE)
-def figure4(
-    curves: pd.DataFrame, *, r: Mapping[str, float], seed: int, resamples: int = 10000
-) -> tuple[Figure, pd.DataFrame]:
+def figure4(curves: pd.DataFrame, *, r: Mapping[str, float]) -> tuple[Figure, pd.DataFrame]:
     """Figure 4: the target's probability as the important region is deleted, a panel per model, a curve per variant.
 
     Args:
-        curves: one row per ``model``, ``variant`` (pretrained, control, guided), ``image_id``, ``class_name``,
+        curves: one row per ``model``, ``variant`` (pretrained, control, guided), ``replicate``, ``image_id``, ``class_name``,
             ``repeat`` and ``fraction`` of the region in [0,1], with ``probability``.
         r: each model's share of the pixels that is the important region.
-        seed: root seed of the bootstrap.
-        resamples: number of resamples of the bootstrap.
 
     Returns:
-        the figure, and the plotted values, one row per (model, variant, fraction): ``probability``, the mean over pairs
-        and repeats; ``low`` and ``high``, its 95 % bootstrap interval over images; ``repeat_low`` and ``repeat_high``,
-        the lowest and highest of the repeats' own means; ``area``, ``area_low`` and ``area_high``, the area under the
-        variant's curve with its interval; ``pairs``, ``images`` and ``repeats``, how many there were.
+        the figure, and the plotted values, one row per (model, variant, fraction): ``probability``, the mean over
+        pairs, repeats and replicates; ``low`` and ``high``, its 95 % interval over images and replicates
+        (:func:`ibsgl.reporting.statistics.crossed_estimate`); ``repeat_low`` and ``repeat_high``, the lowest and highest of the
+        repeats' own means; ``area``, ``area_low`` and ``area_high``, the area under the variant's curve with its interval;
+        ``pairs``, ``images``, ``repeats`` and ``replicates``, how many there were.
 
     Raises:
         ValueError: curves are incomplete or doubled, a variant is unknown, or the variants of a model were not measured on
             the same pairs.
     """
-    table = _deletion_table(curves, seed, resamples)
+    table = _deletion_table(curves)
     models = list(table["model"].unique())
     width = 3.4 * len(models)
     lines = textwrap.wrap(_deletion_note(table), int(width * LETTERS_PER_INCH))
@@ -105,7 +102,7 @@ def figure4(
     return figure, table
 
 
-def _deletion_table(curves: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
+def _deletion_table(curves: pd.DataFrame) -> pd.DataFrame:
     """The plotted values of every model and variant; see :func:`figure4`."""
     unknown = sorted(set(curves["variant"]) - set(_CURVES))
     if unknown:
@@ -116,9 +113,7 @@ def _deletion_table(curves: pd.DataFrame, seed: int, resamples: int) -> pd.DataF
         present = set(model_curves["variant"])
         for variant in (variant for variant in VARIANTS if variant in present):
             name = f"{model}/{variant}"
-            table, pairs = _plotted_values(
-                model_curves[model_curves["variant"] == variant], name=name, seed=seed, resamples=resamples
-            )
+            table, pairs = _plotted_values(model_curves[model_curves["variant"] == variant], name=name)
             reference = pairs if reference is None else reference
             if len(reference.symmetric_difference(pairs)):
                 raise ValueError(f"{name} and the model's other variants were not measured on the same pairs")
@@ -128,25 +123,28 @@ def _deletion_table(curves: pd.DataFrame, seed: int, resamples: int) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
-def _plotted_values(
-    curves: pd.DataFrame, *, name: str, seed: int, resamples: int
-) -> tuple[pd.DataFrame, pd.MultiIndex]:
+def _plotted_values(curves: pd.DataFrame, *, name: str) -> tuple[pd.DataFrame, pd.MultiIndex]:
     """The plotted values of one variant, and its pairs. ``name`` is for error messages."""
-    if curves.duplicated([*PAIR, "repeat", "fraction"]).any():
-        raise ValueError(f"{name}: some deletion curves are doubled; give each file only once")
-    wide = curves.pivot(index=[*PAIR, "repeat"], columns="fraction", values="probability")
-    pairs = wide.index.droplevel("repeat").unique()
-    repeats = wide.index.unique("repeat")
-    if wide.isna().to_numpy().any() or len(wide) != len(pairs) * len(repeats):
-        raise ValueError(f"{name}: the deletion curves are incomplete; delete the file and compute them again")
+    if curves.duplicated(["replicate", *PAIR, "repeat", "fraction"]).any():
+        raise ValueError(f"{name}: some deletion curves are doubled; give each folder only once")
+    wide = curves.pivot(index=["replicate", *PAIR, "repeat"], columns="fraction", values="probability")
+    pairs = wide.index.droplevel(["replicate", "repeat"]).unique()
+    repeats, replicates = wide.index.unique("repeat"), wide.index.unique("replicate")
+    if wide.isna().to_numpy().any() or len(wide) != len(pairs) * len(repeats) * len(replicates):
+        raise ValueError(f"{name}: the deletion curves are incomplete; delete the folders and compute them again")
     fractions = wide.columns.to_numpy(dtype=np.float64)
     areas = area_under(torch.tensor(wide.to_numpy()), fractions.tolist()).numpy()
-    # The area is one more value of each curve, and is resampled together with the probabilities.
-    values = wide.assign(area=areas).groupby(level=PAIR, sort=True).mean().to_numpy()
-    images = wide.groupby(level=PAIR, sort=True).size().index.get_level_values("image_id")
-    low, high = bootstrap_intervals(values, images, seed=seed, resamples=resamples)
+    # The area is one more value of each curve. An image's value is its part in the mean over the pairs.
+    of_pairs = wide.assign(area=areas).groupby(level=["replicate", *PAIR]).mean()
+    away = of_pairs - of_pairs.groupby("replicate").transform("mean")
+    of_images = away.groupby(["replicate", "image_id"]).sum()
+    images = of_images.index.unique("image_id")
+    parts = of_images.to_numpy().reshape(len(replicates), len(images), -1) * len(images) / len(pairs)
+    values = of_pairs.groupby("replicate").mean().to_numpy()[:, None] + parts
+    mean, low, high = np.array(
+        [(one.mean, one.low, one.high) for one in map(crossed_estimate, np.moveaxis(values, 2, 0))]
+    ).T
     repeat_means = wide.groupby(level="repeat").mean()
-    mean = values.mean(axis=0)
     table = pd.DataFrame(
         {
             "fraction": fractions,
@@ -159,8 +157,9 @@ def _plotted_values(
             "area_low": low[-1],
             "area_high": high[-1],
             "pairs": len(pairs),
-            "images": images.nunique(),
+            "images": len(images),
             "repeats": len(repeats),
+            "replicates": len(replicates),
         }
     )
     return table, pairs
@@ -169,7 +168,7 @@ def _plotted_values(
 def _deletion_note(table: pd.DataFrame) -> str:
     counts = {
         model: f"{rows['pairs'].iloc[0]} (image, class) pairs of {rows['images'].iloc[0]} images, "
-        f"{rows['repeats'].iloc[0]} random orders of deletion"
+        f"{rows['repeats'].iloc[0]} random orders of deletion, trainings: {rows['replicates'].iloc[0]}"
         for model, rows in table.groupby("model", sort=False)
     }
     # The models usually share the data. Then one count is enough.
@@ -178,6 +177,6 @@ def _deletion_note(table: pd.DataFrame) -> str:
     else:
         count = "; ".join(f"{model}: {count}" for model, count in counts.items())
     return (
-        f"{count}. Light band: 95 % bootstrap interval over images; dark band: range of the orders' means. A curve that "
-        "starts lower has a smaller area for that reason alone."
+        f"{count}. Light band: 95 % interval over images and, with several, over trainings; dark band: "
+        "range of the orders' means. A curve that starts lower has a smaller area for that reason alone."
     )
