@@ -10,9 +10,13 @@ min_version("9.27")
 # The default, if the command line names no config. Otherwise Snakemake would merge the two, key by key. The targets `study` and
 # `sensitivity` have a config of their own on top of it. A cluster's jobs read the target from the environment.
 if "models" not in config:
-    for target in ("study", "sensitivity"):
-        if target in sys.argv:
-            os.environ["IBSGL_TARGET"] = target
+    chosen = [target for target in ("study", "sensitivity") if target in sys.argv]
+    if len(chosen) > 1:
+        sys.exit(
+            "study and sensitivity have different configs: run one after the other"
+        )
+    if chosen:
+        os.environ["IBSGL_TARGET"] = chosen[0]
     TARGET = os.environ.get("IBSGL_TARGET")
 
     configfile: "config/shapes.yaml"

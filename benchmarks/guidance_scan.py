@@ -126,7 +126,8 @@ def train(
         batch_size=BATCH,
         device=CPU,
     )
-    accuracies = [row["held_out_accuracy"] for row in history]
+    score = "held_out_map" if network.multilabel else "held_out_accuracy"
+    accuracies = [row[score] for row in history]
     l_ce, l_ss = losses["l_ce"].mean(), losses["l_ss"].mean()
     return {
         "start": start.accuracy,
@@ -187,7 +188,8 @@ def summary(trainings: pd.DataFrame) -> pd.DataFrame:
                 "step_size": step_size,
                 "stable": bool(stable and complete),
                 "kept": bool((lost <= KEPT).all() and complete),
-                "loss": (pairs["loss"] - pairs["loss_control"]).mean() if step_size else float("nan"),
+                # A training that diverged has no loss, and its setting none either.
+                "loss": (pairs["loss"] - pairs["loss_control"]).mean(skipna=False) if step_size else float("nan"),
             }
         )
     return pd.DataFrame(rows)
@@ -232,6 +234,8 @@ def main(
     settings = config.read(configfiles)
     if not settings.data.generated:
         raise typer.BadParameter(f"data.source: {settings.data.source} does not generate images", param_hint="--config")
+    if settings.guidance.bottleneck_network == "current":
+        raise typer.BadParameter("guidance.bottleneck_network: the scan needs pretrained", param_hint="--config")
     settings = settings.model_copy(update={"seed": seed})
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -240,7 +244,7 @@ def main(
         index = settings.data.build_index(root, seed)
         for model in models or settings.models:
             data = ImageDataset(index, root, settings.models[model].image_size)
-            for row in scan(settings, model, data, replicates, rates, step_sizes):
+            for row in scan(settings.for_model(model), model, data, replicates, rates, step_sizes):
                 rows.append(row)
                 # Rewritten after each training, so that an interruption loses one.
                 with written(out) as temporary:

@@ -1,4 +1,4 @@
-"""Saliency maps on disk: one Parquet file per shard of the test pairs and group of methods."""
+"""Saliency maps on disk: one Parquet file per method and shard of the test pairs."""
 
 from __future__ import annotations
 

@@ -45,15 +45,17 @@ def read_models(evaluations: list[Path]) -> dict[str, Measurements]:
 
 def write_evaluation_records(records: Path, measurements: Measurements) -> None:
     """A record for each replicate, variant and method: the means of what was measured."""
-    rows, facts = measurements.scores, measurements.metadata
+    rows = measurements.scores
     own = rows[rows["scored_on"] == rows["variant"]]
     measured = [column for column in own.columns if own[column].dtype.kind == "f"]
+    settings = measurements.metadata["settings"]
     for (replicate, variant, method), of_method in own.groupby(["replicate", "variant", "method"], sort=False):
+        facts = measurements.metadata["replicates"][replicate]
         write_record(
             records,
             f"{measurements.model}/{replicate}/{variant}/{method}",
             "evaluation",
-            facts["settings"][f"{variant}/{method}"],
+            settings[f"{variant}/{method}"],
             started=facts["started"],
             seconds=facts["seconds"],
             metrics=of_method[measured].mean().to_dict(),
@@ -243,8 +245,8 @@ def measured(
     lines = [
         f"# The answer of the run `{step.resolved().name}`",
         "",
-        f"Made by `snakemake {step.resolved().name}` on {facts['device']}, with {versions}.",
-        f"SHA-256 of settings and code: `{step.digest()}`.",
+        f"This page was made from `{claims_file}` on {facts['device']}, with {versions}.",
+        f"SHA-256 of the config and of the code of the verdicts: `{step.digest()}`.",
         "",
     ]
     with written(out) as temporary:

@@ -83,7 +83,7 @@ def _check_alternative(config: Config, name: str, data: bool) -> None:
 
 
 # Keys of the whole run.
-_FIXED = {"name", "seed", "device", "alternatives"}
+_FIXED = {"name", "seed", "device", "threads", "shard_size", "batch_size", "replicates", "alternatives"}
 
 
 def _images(config: Config) -> tuple[str, Step | None]:

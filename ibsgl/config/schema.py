@@ -158,10 +158,12 @@ class Config(Settings):
     @field_validator("methods", mode="before")
     @classmethod
     def _empty_settings(cls, methods: Any) -> Any:
-        # YAML reads `gradcam:` with nothing after it as null.
+        # YAML reads `gradcam:` with nothing after it as null. `rise: false` removes a method of an earlier file.
         if not isinstance(methods, Mapping):
             return methods
-        return {name: {} if settings is None else settings for name, settings in methods.items()}
+        return {
+            name: {} if settings is None else settings for name, settings in methods.items() if settings is not False
+        }
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:
@@ -203,6 +205,8 @@ class Config(Settings):
 
     def guidance_of(self, variant: str) -> GuidanceSettings:
         """What guidance adds to the loss of ``variant``. With the loss ``none`` it adds nothing."""
+        if variant not in self.trained_variants:
+            raise ConfigError(f"variants: there is no variant {variant!r}; take {', '.join(self.trained_variants)}")
         changes = {"loss": "none"} if variant == CONTROL else self.variants.get(variant, {})
         values = self.guidance.model_dump(exclude={"training"}) | changes
         if values["teacher"] != "bottleneck":

@@ -1,1 +1,1 @@
-"""Measurements on trained networks: scores of saliency maps, the effect of guidance, deletion curves."""
+"""Measurements on trained networks: scores of saliency maps, losses, predictions, deletion curves, diagnostics of L^ib."""

@@ -502,9 +502,10 @@ def _row(case: _Case, decision: Decision, data: str, *, on_paper_setting: bool) 
     if everything and not case.reason:
         side = 1 if verdict is Verdict.CONTRADICTED else 0
         judged = zip(case.components, decision.intervals, strict=True)
-        deciding = min(judged, key=lambda pair: (pair[1][side], pair[0].oriented.mean))[0]
+        deciding, corrected = min(judged, key=lambda pair: (pair[1][side], pair[0].oriented.mean))
         estimate = deciding.found
-        corrected = (decision.low, decision.high) if claim.direction == "higher" else (-decision.high, -decision.low)
+        if claim.direction == "lower":
+            corrected = (-corrected[1], -corrected[0])
         row |= {
             "comparison": deciding.title,
             "effect": estimate.mean,
@@ -560,18 +561,21 @@ def _conjunction(claim: Claim, rows: Sequence[Mapping[str, Any]], data: str) -> 
         verdict, reason = Verdict.NOT_TESTED, "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
     else:
         # The weakest verdict decides.
-        order = (Verdict.NO_RELEVANT_EFFECT, Verdict.NOT_RESOLVED, Verdict.SUPPORTED)
+        order = (Verdict.NOT_RESOLVED, Verdict.NO_RELEVANT_EFFECT, Verdict.SUPPORTED)
         verdict = next(each for each in order if each in verdicts)
     settings = [row["on_paper_setting"] == row["verdict"] for row in rows]
     networks = " and ".join(str(row["model"]) for row in rows)
     found = "; ".join(f"{row['model']}: {row['verdict']}" for row in rows)
-    p_values = [row["corrected_p"] for row in rows]
+    # One network is enough to contradict. All are needed for any other verdict.
+    deciding = min if verdict is Verdict.CONTRADICTED else max
+    contradicted = [row for row in rows if row["verdict"] == Verdict.CONTRADICTED]
+    p_values = [row["corrected_p"] for row in contradicted or rows]
     row = _facts(claim, data) | {
         "model": networks,
         "arch": "",
         "metric": rows[0]["metric"] if rows else "",
         **({key: rows[0][key] for key in ("direction", "unit", "smallest", "rule")} if rows else {}),
-        "corrected_p": max(p_values) if len(rows) > 1 and not any(map(math.isnan, p_values)) else math.nan,
+        "corrected_p": deciding(p_values) if len(rows) > 1 and not any(map(math.isnan, p_values)) else math.nan,
         "comparisons": found,
         "verdict": str(verdict),
         "reason": reason,

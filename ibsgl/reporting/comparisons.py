@@ -190,8 +190,9 @@ def diagnostics_table(measurements: Measurements) -> pd.DataFrame:
 
     Returns:
         ``quantity``: ``nats``, the total of L^ib; ``r_other``, Pearson's r of L^ib of c and of p; ``r_activation``, with the
-        norm of the features over the channels; ``r_gradient``, with Eq. 3; ``region_share``, the boxes' share of the image,
-        which is the EBPG of a uniform map. ``value``; ``lowest``, ``highest`` (replicate); ``unit`` (nats, r, %);
+        norm of the features over the channels; ``r_gradient``, with Eq. 3; ``region_share``, the boxes' share of the image.
+        On images with boxes of this size, a uniform map has this EBPG. ``value``; ``lowest``, ``highest`` (replicate);
+        ``unit`` (nats, r, %);
         ``pairs``; ``undefined``, the number of (replicate, pair)s without a value: a flat map has no r. The value is NaN if
         there is none.
     """

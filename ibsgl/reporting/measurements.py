@@ -67,7 +67,8 @@ class Measurements:
         curves: one row per (variant, replicate, test pair, repeat, fraction): ``probability`` in [0,1].
         diagnostics: one row per (replicate, held-out pair), of the pretrained network: ``nats``, correlations,
             ``region_share``.
-        metadata: the facts of the first file; ``settings`` by method are of all files.
+        metadata: the facts of the first file. ``settings`` by method are of all files. ``replicates`` has the facts of each
+            replicate, by number.
     """
 
     model: str
@@ -238,6 +239,12 @@ def read_measurements(folders: Iterable[str | Path]) -> Measurements:
     facts = dict(next(iter(metadata.values())))
     facts["settings"] = {
         method: chosen for other in reversed(metadata.values()) for method, chosen in other.get("settings", {}).items()
+    }
+    # Weights and times differ between replicates.
+    facts["replicates"] = {
+        int(number): dict(metadata[digests[0][0]])
+        | {"seconds": sum(metadata[path].get("seconds", 0.0) for path, _ in digests)}
+        for number, digests in by_replicate.items()
     }
     arch = ", ".join(sorted(frames["scores"]["arch"].unique()))
     return Measurements(model=models[0], arch=arch, metadata=facts, **frames)

@@ -68,6 +68,10 @@ def sensitivity_table(
 
 def _row(before: Measurements, after: Measurements, other: Quantity, config: Config, changed: Config) -> dict[str, Any]:
     """The effect without and with the alternative, and its change."""
+    if other.metric in ("accuracy", "map") and config.data.multilabel != changed.data.multilabel:
+        return _nothing("one is an accuracy, the other an mAP")
+    if other.metric == "l_ce" and config.guidance.cross_entropy != changed.guidance.cross_entropy:
+        return _nothing("L_CE has another form")
     values = []
     for measured, settings in ((before, config), (after, changed)):
         # On multi-label data the accuracy is a mAP.
@@ -77,7 +81,10 @@ def _row(before: Measurements, after: Measurements, other: Quantity, config: Con
         quantities = Quantity(key, GUIDED), other._replace(metric=key)
         if reason := next((text for text in map(measured.missing, quantities) if text), ""):
             return _nothing(reason)
-        values.append(difference_values(measured, *quantities, settings.tables.average))
+        try:
+            values.append(difference_values(measured, *quantities, settings.tables.average))
+        except ValueError as problem:
+            return _nothing(str(problem))
     first, second = values
     shared = [number for number in first.columns if number in second.columns]
     if not shared or not first.index.equals(second.index):

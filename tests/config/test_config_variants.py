@@ -65,3 +65,13 @@ def test_an_alternative_reaches_the_settings_of_one_model():
     override = {"models": {"vgg": {"override": {"guidance": {"mu": 1}}}}}
     other = config.load(values(alternatives={"a": override})).alternative("a")
     assert [other.for_model(model).guidance.mu for model in ("resnet", "vgg")] == [2, 1]
+
+
+def test_false_removes_a_method_of_an_earlier_file():
+    merged = config.merge(values(), {"methods": {"rise": False}})
+    assert set(config.parse(values()).methods) - set(config.parse(merged).methods) == {"rise"}
+
+
+def test_guidance_of_an_unknown_variant_is_an_error():
+    with pytest.raises(config.ConfigError, match="there is no variant 'tuned'; take control, guided"):
+        config.parse(values()).guidance_of("tuned")

@@ -22,7 +22,6 @@ from workspaces import (
     SNAKEMAKE,
     by_hand,
     configured,
-    each,
     environment,
     job,
     workspace,
@@ -72,16 +71,16 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
         ),
         # r is in L_SS, which guides, and marks the region of the deletion curves.
         ({"suppression__r": 0.2}, GUIDED),
-        ({"bottleneck__alpha": 5.0}, each("bottleneck") | GUIDED),
+        ({"bottleneck__alpha": 5.0}, {job("bottleneck"), *GUIDED}),
         ({"seed": 1}, EVERYTHING),
         ({"metrics__miou__top": 0.3}, EVALUATED),
-        ({"variants__shuffled__teacher": "uniform"}, each("guide", "shuffled") | EVALUATED),
+        ({"variants__shuffled__teacher": "uniform"}, {job("guide", "shuffled"), *EVALUATED}),
         (
-            {"replicates": 3},
+            {"replicates": 2},
             {
-                *(job(rule, replicate=2) for rule in ("classifier", "bottleneck")),
-                *(job("guide", variant, replicate=2) for variant in ("control", "guided", "shuffled")),
-                job("evaluate", "0", replicate=2),
+                *(job(rule, replicate=1) for rule in ("classifier", "bottleneck")),
+                *(job("guide", variant, replicate=1) for variant in ("control", "guided", "shuffled")),
+                job("evaluate", "0", replicate=1),
                 *RESULTS,
             },
         ),
@@ -90,8 +89,7 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
             {"shard_size": 3},
             {
                 *(job("maps", variant, "rise", shard) for variant in ("pretrained", "guided") for shard in "01"),
-                *each("evaluate", "0"),
-                *each("evaluate", "1"),
+                *(job("evaluate", shard) for shard in "01"),
                 *RESULTS,
             },
         ),
@@ -124,11 +122,8 @@ def test_an_alternative_runs_only_what_it_changes(dry_run, killed_and_restarted)
         for step in steps:
             rule, _, wildcards = step.partition(" ")
             last = ["0"] if rule in ("maps", "evaluate") else []
-            # Methods of many passes run on the first replicate only.
-            replicates = [0] if rule == "maps" or name == "masks" else [0, 1]
-            for replicate in replicates:
-                parts = ["minimal/alternatives/" + name, "resnet", str(replicate), *wildcards.split("/"), *last]
-                expected.add(f"{rule} {'/'.join(part for part in parts if part)}")
+            parts = [f"minimal/alternatives/{name}", "resnet", "0", *wildcards.split("/"), *last]
+            expected.add(f"{rule} {'/'.join(part for part in parts if part)}")
     assert jobs == expected
 
 
@@ -193,13 +188,11 @@ def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_res
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     assert sorted((run.data.tags["ibsgl.kind"], run.data.tags["ibsgl.result_id"]) for run in children) == sorted(
         [
-            *(("training", f"resnet/{replicate}/{variant}") for replicate in (0, 1) for variant in METHODS),
+            *(("training", f"resnet/0/{variant}") for variant in METHODS),
             *(
-                ("evaluation", f"resnet/{replicate}/{variant}/{method}")
-                for replicate in (0, 1)
+                ("evaluation", f"resnet/0/{variant}/{method}")
                 for variant, methods in METHODS.items()
                 for method in methods
-                if replicate == 0 or method != "rise"
             ),
             *(("table", name) for name in ("table1", "table3", "comparisons_resnet", "claims")),
             *(("figure", f"figure{number}") for number in (2, 3, 4)),

@@ -44,17 +44,12 @@ def job(rule, *wildcards, replicate=0):
     return " ".join([rule, "/".join(["minimal", "resnet", str(replicate), *wildcards])])
 
 
-def each(rule, *wildcards, replicates=2):
-    return {job(rule, *wildcards, replicate=replicate) for replicate in range(replicates)}
-
-
-EVALUATED = each("evaluate", "0") | RESULTS
+EVALUATED = {job("evaluate", "0"), *RESULTS}
 
 
 # What follows from another guided network, tables and figures included.
 GUIDED = {
-    *each("guide", "guided"),
-    *each("guide", "shuffled"),
+    *(job("guide", variant) for variant in ("guided", "shuffled")),
     job("maps", "guided", "rise", "0"),
     *EVALUATED,
     *FIGURES,
@@ -63,9 +58,7 @@ GUIDED = {
 
 EVERYTHING = {
     *("data", "index minimal"),
-    *each("classifier"),
-    *each("bottleneck"),
-    *each("guide", "control"),
+    *(job("classifier"), job("bottleneck"), job("guide", "control")),
     job("maps", "pretrained", "rise", "0"),
     *GUIDED,
 }

@@ -184,6 +184,7 @@ rule measured:
         "../../environment.yml"
     params:
         settings=settings("claims"),
+        code=code("claims"),
     shell:
         "ibsgl measured --claims {input:q} --settings {params.settings:q} --out {output[0]:q} 2> {log:q}"
 
