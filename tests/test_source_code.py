@@ -168,7 +168,8 @@ FREE = {"ibsgl.config.steps", "ibsgl.attribution", "ibsgl.data.index", "ibsgl.da
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_steps_digest_covers_what_its_command_calls(name):
-    where = {"model": "resnet", "replicate": 0, "variant": "pretrained", "method": "rise", "number": 2}
+    variant = "guided" if name == "guide" else "pretrained"
+    where = {"model": "resnet", "replicate": 0, "variant": variant, "method": "rise", "number": 2}
     step = step_of(config.read([ROOT / "config" / "shapes.yaml"]), name, **where)
     covered = set(imported_modules(*step.modules())) if step.modules() else set()
     called = command_imports().get(name, set())
