@@ -16,8 +16,8 @@ if "models" not in config:
             "study and sensitivity have different configs: run one after the other"
         )
     if chosen:
-        os.environ["IBSGL_TARGET"] = chosen[0]
-    TARGET = os.environ.get("IBSGL_TARGET")
+        os.environ.update(IBSGL_TARGET=chosen[0])
+    TARGET = os.getenv("IBSGL_TARGET")
 
     configfile: "config/shapes.yaml"
 

@@ -157,12 +157,14 @@ def maps_inputs(wildcards):
 def heavy_maps_of(wildcards):
     """The maps that jobs of their own have made, for one shard of every variant."""
     run, replicate = CONFIGS[wildcards.run], int(wildcards.replicate)
-    return [
-        f"{folder(wildcards.run, 'maps', **_where(wildcards, variant=variant, method=method))}"
-        f"/{wildcards.model}/{replicate}/{variant}/maps/{method}/{wildcards.shard}.parquet"
-        for variant in run.variant_names
-        for method in run.heavy_methods(variant, replicate)
-    ]
+    files = []
+    for variant in run.variant_names:
+        for method in run.heavy_methods(variant, replicate):
+            where = _where(wildcards, variant=variant, method=method)
+            root = folder(wildcards.run, "maps", **where)
+            place = f"{root}/{wildcards.model}/{replicate}/{variant}/maps"
+            files.append(f"{place}/{method}/{wildcards.shard}.parquet")
+    return files
 
 
 def evaluations_of(run, model):

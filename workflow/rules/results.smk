@@ -29,7 +29,7 @@ for model, numbers in NUMBERS.items():
             "../../environment.yml"
         params:
             model=model,
-            out=f"{RESULTS}/tables",
+            out=lambda wildcards, output: Path(output.tables[0]).parent.as_posix(),
             records=RECORDS,
             settings=step_of(CONFIG, "tables", model=model).to_json(),
             evaluations=lambda wildcards, input: each("evaluation", input.evaluations),
@@ -73,8 +73,8 @@ rule claims:
         ],
         published="results/published",
     output:
-        CLAIMS,
-        Path(CLAIMS).with_suffix(".md").as_posix(),
+        csv=CLAIMS,
+        markdown=Path(CLAIMS).with_suffix(".md").as_posix(),
     log:
         f"{RESULTS}/logs/claims.log",
     benchmark:
@@ -89,7 +89,7 @@ rule claims:
         code=code("claims"),
     shell:
         "ibsgl claims {params.evaluations:q} --published {input.published:q} --settings {params.settings:q}"
-        " --records {params.records:q} --out {output[0]:q} 2> {log:q}"
+        " --records {params.records:q} --out {output.csv:q} 2> {log:q}"
 
 
 rule figures:
@@ -176,7 +176,8 @@ rule measured:
     input:
         CLAIMS,
     output:
-        multiext("docs/measured/{run}", ".md", ".csv"),
+        page="docs/measured/{run}.md",
+        csv="docs/measured/{run}.csv",
     log:
         "results/{run}/logs/measured.log",
     localrule: True
@@ -186,7 +187,7 @@ rule measured:
         settings=settings("claims"),
         code=code("claims"),
     shell:
-        "ibsgl measured --claims {input:q} --settings {params.settings:q} --out {output[0]:q} 2> {log:q}"
+        "ibsgl measured --claims {input:q} --settings {params.settings:q} --out {output.page:q} 2> {log:q}"
 
 
 if CONFIG.alternatives:
@@ -211,9 +212,9 @@ if CONFIG.alternatives:
             ],
             published="results/published",
         output:
-            SENSITIVITY,
-            Path(SENSITIVITY).with_suffix(".md").as_posix(),
-            Path(SENSITIVITY).with_suffix(".png").as_posix(),
+            csv=SENSITIVITY,
+            markdown=Path(SENSITIVITY).with_suffix(".md").as_posix(),
+            png=Path(SENSITIVITY).with_suffix(".png").as_posix(),
         log:
             f"{RESULTS}/logs/sensitivity.log",
         benchmark:
@@ -231,4 +232,4 @@ if CONFIG.alternatives:
             code=code("sensitivity"),
         shell:
             "ibsgl sensitivity {params.base:q} {params.alternatives:q} --published {input.published:q}"
-            " --settings {params.settings:q} --records {params.records:q} --out {output[0]:q} 2> {log:q}"
+            " --settings {params.settings:q} --records {params.records:q} --out {output.csv:q} 2> {log:q}"
