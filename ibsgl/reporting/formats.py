@@ -198,6 +198,7 @@ def _footnotes(table: pd.DataFrame, notes: Sequence[str]) -> list[str]:
         "has the value of each training.",
         _intervals_line(table["replicates"]),
         *MARKS_LINES,
+        "Average Increase is a share of images: on one training, or where all images agree, its interval is Wilson's.",
         VERDICT_RULE,
         *notes,
         *([f"Stated nowhere, chosen by this run: {'; '.join(chosen)}."] if chosen else []),

@@ -15,6 +15,7 @@ from scipy import stats
 
 from ibsgl.config.schema import SANITY_METHODS
 from ibsgl.metrics import METRICS, Metric
+from ibsgl.reporting.comparisons import estimate_value
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.published import (
     check_number,
@@ -55,10 +56,11 @@ class _Row(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """One cell: the per-image values in percent (images × replicates), and their estimate."""
+    """One cell: the per-image values in percent (images × replicates), their estimate, and the interval that is shown."""
 
     values: pd.DataFrame
     estimate: Estimate
+    shown: Estimate
 
 
 def table_metrics(number: int) -> list[type[Metric]]:
@@ -162,9 +164,12 @@ def build_table(
     results = {}
     for variant, method in own[["variant", "method"]].drop_duplicates().itertuples(index=False):
         for metric in metrics:
-            values = measurements.values(Quantity(metric.key, variant, method), average)
+            quantity = Quantity(metric.key, variant, method)
+            values = measurements.values(quantity, average)
             estimate = crossed_estimate(values.to_numpy(dtype=np.float64).T, level=LEVEL)
-            results[variant, method, metric.key] = _Result(values, estimate)
+            results[variant, method, metric.key] = _Result(
+                values, estimate, estimate_value(measurements, quantity, average)
+            )
     ranks = _ranks(layout, metrics, results)
 
     table_rows = []
@@ -219,9 +224,8 @@ def _numbers(result: _Result | None) -> dict[str, object]:
     known = np.isfinite([estimate.low, estimate.high]).all()
     return {
         "value": float(estimate.mean),
-        # A t-interval does not know that a percentage stays within [0, 100].
-        "low": max(float(estimate.low), 0.0) if known else UNKNOWN,
-        "high": min(float(estimate.high), 100.0) if known else UNKNOWN,
+        "low": float(result.shown.low) if known else UNKNOWN,
+        "high": float(result.shown.high) if known else UNKNOWN,
         "replicates": estimate.replicates,
         "by_replicate": "; ".join(repr(float(value)) for value in estimate.by_replicate),
     }
@@ -275,8 +279,8 @@ def _ranks(
             shared = sorted(set.intersection(*(set(values.columns) for values in found.values()))) if found else []
             if len(found) < 2 or not shared:
                 continue
-            # Rounded, so that the order of a sum does not decide.
-            means = {row: round(float(values[shared].to_numpy().mean()), 9) for row, values in found.items()}
+            # Rounded as it is printed: what looks equal has one rank.
+            means = {row: round(float(values[shared].to_numpy().mean()), 2) for row, values in found.items()}
             ranked = sorted(set(means.values()), reverse=metric.higher_is_better)[:2]
             for row, mean in means.items():
                 if mean in ranked:

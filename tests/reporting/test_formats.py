@@ -52,18 +52,18 @@ def test_markdown(small, tmp_path):
         "",
         "| Metric | trainings | AD(%) | published | difference | AI(%) | published | difference |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        "| Grad CAM | 1 | <u>25.00</u> [25.00, 25.00] | 35.80 | not comparable | <u>37.50</u> [37.50, 37.50] | 36.58 "
+        "| Grad CAM | 1 | <u>25.00</u> [25.00, 25.00] | 35.80 | not comparable | <u>37.50</u> [9.19, 78.06] | 36.58 "
         "| not comparable |",
     ]
     # The only row of its variant has no mark.
     assert lines[11:14] == [
-        "| Ours method | 1 | 50.00 [50.00, 50.00] | 33.79 | not comparable | 62.50 [62.50, 62.50] | 39.26 "
+        "| Ours method | 1 | 50.00 [50.00, 50.00] | 33.79 | not comparable | 62.50 [21.94, 90.81] | 39.26 "
         "| not comparable |",
         "| *Rows that the paper does not have* | --- | --- | --- | --- | --- | --- | --- |",
         "| SISE | 0 | not run | 30.92 | not run | not run | 40.22 | not run |",
     ]
     assert lines[27] == (
-        "| A\\|B_c & 5% | 1 | **12.50** [12.50, 12.50] | not published | not published | **75.00** [75.00, 75.00] "
+        "| A\\|B_c & 5% | 1 | **12.50** [12.50, 12.50] | not published | not published | **75.00** [30.06, 95.44] "
         "| not published | not published |"
     )
     assert lines[28:] == [
@@ -72,6 +72,7 @@ def test_markdown(small, tmp_path):
         "training.",
         f"- [low, high] is the 95 % t-interval {ONE_TRAINING}",
         *(f"- {line}" for line in MARKS_LINES),
+        "- Average Increase is a share of images: on one training, or where all images agree, its interval is Wilson's.",
         f"- {VERDICT_RULE}",
         "- AD: pixels in the top 15 % kept, the rest black.",
         "- Stated nowhere, chosen by this run: guidance steps 5; guidance step size 0.1.",
@@ -116,7 +117,7 @@ def test_latex(small, tmp_path):
     assert r"Metric & trainings & AD(\%) & published & difference & AI(\%) & published & difference \\" in lines
     assert (
         r"Grad CAM & 1 & \underline{25.00} {[}25.00, 25.00{]} & 35.80 & not comparable "
-        r"& \underline{37.50} {[}37.50, 37.50{]} & 36.58 & not comparable \\"
+        r"& \underline{37.50} {[}9.19, 78.06{]} & 36.58 & not comparable \\"
     ) in lines
     assert any(line.startswith(r"A|B\_c \& 5\% & 1 & \textbf{12.50}") for line in lines)
     note = r"L\_ib $\geq$ 0 \{x\}\textasciicircum{}2 \#1 \textasciitilde{} \$ \textbackslash{}\par"
