@@ -82,8 +82,8 @@ def tables(
 
     from ibsgl import provenance
     from ibsgl.config.steps import Tables
+    from ibsgl.reporting.classification import classification_table
     from ibsgl.reporting.comparisons import comparison_table, cross_scoring_table, diagnostics_table
-    from ibsgl.reporting.effect import classification_table
     from ibsgl.reporting.formats import write_comparisons_markdown, write_csv, write_table
     from ibsgl.reporting.measurements import read_measurements
     from ibsgl.reporting.notes import method_notes

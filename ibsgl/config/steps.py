@@ -291,7 +291,7 @@ class Tables(_ConfigStep):
 
     entry: ClassVar[tuple[str, ...]] = (
         *("ibsgl.reporting.measurements", "ibsgl.reporting.tables", "ibsgl.reporting.comparisons"),
-        *("ibsgl.reporting.effect", "ibsgl.reporting.notes", "ibsgl.reporting.formats"),
+        *("ibsgl.reporting.classification", "ibsgl.reporting.notes", "ibsgl.reporting.formats"),
     )
     model: str
 

@@ -72,12 +72,16 @@ def deletion_curve(
     )
     area = int(region[0].sum())
     counts = torch.tensor([round(fraction * area) for fraction in fractions], device=order.device)
+    # Where nothing or everything is deleted, all orders give one image. It needs one pass.
+    partly = (counts > 0) & (counts < area)
+    first = (torch.arange(repeats, device=order.device) == 0)[:, None]
+    needed = (first | partly).flatten().repeat(batch).nonzero()[:, 0]
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
 
     with evaluating(network), torch.inference_mode():
 
         def run(start: int, stop: int) -> torch.Tensor:
-            number = torch.arange(start, stop, device=images.device)
+            number = needed[start:stop]
             image, repeat, step = (
                 number // (repeats * len(fractions)),
                 number // len(fractions) % repeats,
@@ -87,8 +91,11 @@ def deletion_curve(
             logits = network(torch.where(deleted, background, images[image]))
             return network.probabilities(logits).gather(1, targets[image, None])[:, 0].float()
 
-        parts = list(chunked(run, batch * repeats * len(fractions), chunk, images.device))
-    return torch.cat(parts).view(batch, repeats, len(fractions))
+        parts = list(chunked(run, len(needed), chunk, images.device))
+    curves = torch.zeros(batch * repeats * len(fractions), device=images.device)
+    curves[needed] = torch.cat(parts)
+    curves = curves.view(batch, repeats, len(fractions))
+    return torch.where(partly, curves, curves[:, :1])
 
 
 def area_under(curve: torch.Tensor, fractions: Sequence[float]) -> torch.Tensor:

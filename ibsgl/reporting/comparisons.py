@@ -132,7 +132,7 @@ def comparison_table(
     Returns:
         ``metric``, ``comparison`` (a variant, "guided - control", … and "boxes - uniform", the positive control), ``value``,
         ``low``, ``high`` (95 %), ``unit`` (%, points, nats, fraction), ``replicates``, ``images``, and ``by_replicate``: every
-        replicate's own value, joined by "; ". ``attrs["note"]`` describes the intervals.
+        replicate's own value, joined by "; ".
     """
     metrics = [*LOCALISATION, *FAITHFULNESS, *DELETION, *LOSSES, "map" if multilabel else "accuracy"]
     rows = []
@@ -151,7 +151,7 @@ def comparison_table(
             if first in present and second in present:
                 found = estimate_difference(measurements, quantities[first], quantities[second], average)
                 rows.append(_row(metric, f"{first} - {second}", found, difference_unit(metric)))
-    return _table(rows)
+    return pd.DataFrame(rows)
 
 
 def cross_scoring_table(
@@ -182,7 +182,7 @@ def cross_scoring_table(
                 row = _row(metric, "", estimate_value(measurements, quantity, average), value_unit(metric))
                 del row["comparison"]
                 rows.append({"metric": metric, "maps_of": maps_of, "scored_on": scored_on} | row)
-    return _table(rows)
+    return pd.DataFrame(rows)
 
 
 def diagnostics_table(measurements: Measurements) -> pd.DataFrame:
@@ -217,15 +217,13 @@ def diagnostics_table(measurements: Measurements) -> pd.DataFrame:
 
 
 def interval_note(replicates: Iterable[int]) -> str:
-    """What the intervals of a table cover, by the number of replicates of its rows."""
-    numbers = sorted(set(replicates))
-    both = "95 % t-intervals over images and training replicates, which are crossed (two-way analysis of variance)"
-    one = "these trainings only: 95 % intervals over images, from one replicate"
-    if not numbers or numbers[-1] == 1:
-        return f"Intervals are of {one}."
-    if numbers[0] == 1:
-        return f"Intervals: {both}. Rows with one replicate are of {one}."
-    return f"Intervals: {both}."
+    """What the intervals of rows on so many trainings cover. Rows on no training have none."""
+    numbers = set(replicates) - {0}
+    single = "over images alone. It holds for these trainings only: another training can give another value"
+    if numbers == {1}:
+        return f"[low, high] is the 95 % t-interval {single}."
+    crossed = "[low, high] is the 95 % t-interval over images and trainings, which are crossed (two-way analysis of variance)."
+    return crossed + (f" On one training it is {single}." if 1 in numbers else "")
 
 
 def _no_change(estimate: Estimate) -> Estimate:
@@ -237,7 +235,6 @@ def _no_change(estimate: Estimate) -> Estimate:
         unit,
         low=-half,
         high=half,
-        df=float(max(estimate.images, 2) - 1),
         standard_error=half / unit.interval(0.95)[1],
     )
 
@@ -267,9 +264,3 @@ def _row(metric: str, title: str, estimate: Estimate, unit: str) -> dict[str, An
         "images": estimate.images,
         "by_replicate": by_replicate_text(estimate),
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows)
-    table.attrs["note"] = interval_note(row["replicates"] for row in rows)
-    return table

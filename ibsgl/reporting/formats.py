@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from ibsgl.files import written
 from ibsgl.metrics import METRICS
+from ibsgl.reporting.comparisons import interval_note
 from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
 
 MARKS_LINES = (
@@ -57,16 +58,6 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     _write_text(path, _csv(table))
 
 
-def write_markdown(table: pd.DataFrame, path: str | Path, *, notes: Sequence[str] = ()) -> None:
-    """Write a table of :func:`ibsgl.reporting.tables.build_table` as Markdown, laid out as in the paper, ``notes`` below."""
-    _write_text(path, _paper_markdown(table, notes))
-
-
-def write_latex(table: pd.DataFrame, path: str | Path, *, notes: Sequence[str] = ()) -> None:
-    r"""As :func:`write_markdown`, as a ``table`` environment of LaTeX. The document needs ``\usepackage{booktabs}``."""
-    _write_text(path, _latex(table, notes))
-
-
 def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
     """Write the paired comparisons of one network's variants as Markdown.
 
@@ -106,7 +97,7 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
     if len(names) > len(held_out) + len(further):
         images.append(f"{'All others' if images else 'All metrics'}: test images.")
     lines += ["", f"- {' '.join(images)}"]
-    lines.append(f"- {_intervals_line(table['replicates'])}")
+    lines.append(f"- {interval_note(table['replicates'])}")
     lines += [f"- {_markdown(note)}" for note in notes]
     _write_text(path, "\n".join(lines) + "\n")
 
@@ -120,16 +111,6 @@ def _interval(low: float | str, high: float | str, digits: int) -> str:
     if isinstance(low, str) or isinstance(high, str) or not math.isfinite(low) or not math.isfinite(high):
         return f"[{UNKNOWN}]"
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _intervals_line(replicates: Iterable[int]) -> str:
-    """What the intervals of rows on so many trainings cover."""
-    numbers = set(replicates) - {0}
-    single = "over images alone. It holds for these trainings only: another training can give another value"
-    if numbers == {1}:
-        return f"[low, high] is the 95 % t-interval {single}."
-    crossed = "[low, high] is the 95 % t-interval over images and trainings, which are crossed (two-way analysis of variance)."
-    return crossed + (f" On one training it is {single}." if 1 in numbers else "")
 
 
 def _write_text(path: str | Path, text: str) -> None:
@@ -196,7 +177,7 @@ def _footnotes(table: pd.DataFrame, notes: Sequence[str]) -> list[str]:
     return [
         f"{attrs['n_images']} test images, {attrs['n_pairs']} (image, class) pairs; {mean}, and over the trainings. The CSV "
         "has the value of each training.",
-        _intervals_line(table["replicates"]),
+        interval_note(table["replicates"]),
         *MARKS_LINES,
         "Average Increase is a share of images: on one training, or where all images agree, its interval is Wilson's.",
         VERDICT_RULE,

@@ -86,11 +86,6 @@ class Measurements:
         frames = (self.scores, self.predictions, self.losses, self.curves)
         return list(dict.fromkeys(variant for frame in frames for variant in frame["variant"].unique()))
 
-    @property
-    def replicates(self) -> list[int]:
-        """The numbers of the replicates, in rising order."""
-        return sorted({int(number) for number in self.scores["replicate"].unique()})
-
     def methods(self, variant: str) -> list[str]:
         """The saliency methods that were run on ``variant`` in at least one replicate."""
         rows = self.scores[(self.scores["variant"] == variant) & (self.scores["scored_on"] == variant)]

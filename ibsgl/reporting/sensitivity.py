@@ -133,7 +133,7 @@ def write_sensitivity(table: pd.DataFrame, csv: str | Path) -> None:
             change = f"{row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             lines.append(f"| {row.alternative} | {row.effect:+.3f} | {change} | {row.replicates} |")
         lines.append("")
-    lines.append(interval_note(int(number) for number in table["replicates"] if number))
+    lines.append(interval_note(table["replicates"]))
     for file, text in (
         (path, table.to_csv(index=False, lineterminator="\n")),
         (path.with_suffix(".md"), "\n".join(lines)),

@@ -21,8 +21,6 @@ class Estimate:
     Attributes:
         low, high: the interval at the level that was asked for; both are the mean if nothing varies, and infinite with a single
             value.
-        df: degrees of freedom of the standard error, a description of it: ``1 / (s²/(R−1) + (1−s)²/(I−1))`` where s is
-            ``replicate_share``. The first term is that of Hillis (2007). Infinite if nothing varies, 0 with a single value.
         standard_error: of the mean; infinite with a single value.
         replicates, images: how many, R and I.
         by_replicate: the mean of each replicate over the images.
@@ -32,7 +30,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-    df: float
     standard_error: float
     replicates: int
     images: int
@@ -151,15 +148,10 @@ def crossed_estimate(values: ArrayLike, level: float = 0.95) -> Estimate:
 
     total = of_replicates + of_images
     share = of_replicates / total if total > 0 else float(images == 1)
-    if table.size == 1:
-        standard_error, df = math.inf, 0.0
-    else:
-        standard_error = math.sqrt(total / table.size)
-        inverse = sum(part**2 / (size - 1) for part, size in ((share, replicates), (1 - share, images)) if size > 1)
-        df = 1 / inverse if total > 0 else math.inf
+    standard_error = math.inf if table.size == 1 else math.sqrt(total / table.size)
     mean = float(origin + center)
     low, high = _interval(mean, standard_error, share, replicates, images, level)
-    return Estimate(mean, low, high, df, standard_error, replicates, images, tuple((origin + rows).tolist()), share)
+    return Estimate(mean, low, high, standard_error, replicates, images, tuple((origin + rows).tolist()), share)
 
 
 def proportion_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:

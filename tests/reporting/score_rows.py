@@ -97,7 +97,7 @@ def run(
 def write(measurements, root, shards=1, **metadata):
     """Write ``measurements`` as the files of a run, and return the folders."""
     folders = []
-    for replicate in measurements.replicates:
+    for replicate in sorted(map(int, measurements.scores["replicate"].unique())):
         for shard in range(shards):
             folder = root / measurements.model / str(replicate) / "evaluation" / str(shard)
             folder.mkdir(parents=True)

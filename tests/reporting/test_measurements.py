@@ -108,7 +108,7 @@ def test_map_is_a_mean_of_pseudo_values(images):
 def test_values_that_are_missing_are_explained():
     measurements = run({}, replicates=2, images=4, variants=["pretrained", "control", "guided"], methods=["rise"])
     assert measurements.variants == ["pretrained", "control", "guided"]
-    assert measurements.replicates == [0, 1]
+    assert set(measurements.scores["replicate"]) == {0, 1}
     assert measurements.methods("pretrained") == ["gradient", "rise"]
     assert measurements.missing(Quantity("ebpg", "pretrained", "rise")) == ""
     assert measurements.missing(Quantity("ebpg", "guided", "rise")) == "RISE was not run on guided"
@@ -131,7 +131,7 @@ def test_values_that_are_not_finite_are_refused(values):
 def test_shards_and_replicates_are_read(tmp_path):
     measurements = run({"guided": 0.1}, replicates=2, images=5, methods=["rise"])
     read = read_measurements(reversed(write(measurements, tmp_path, shards=2)))
-    assert (read.model, read.arch, read.replicates) == ("resnet", "resnet_small", [0, 1])
+    assert (read.model, read.arch, [*read.metadata["replicates"]]) == ("resnet", "resnet_small", [0, 1])
     for quantity in (
         Quantity("ebpg", "guided"),
         Quantity("average_drop", "pretrained", "rise"),
@@ -165,7 +165,7 @@ def test_replicates_have_other_weights(tmp_path):
         {},
     )
     folders = write(first, tmp_path) + write(later, tmp_path, weights_digest={"guided": "w2"})
-    assert read_measurements(folders).replicates == [0, 1]
+    assert [*read_measurements(folders).metadata["replicates"]] == [0, 1]
 
 
 def test_incomplete_and_doubled_files_are_refused(tmp_path):

@@ -17,9 +17,7 @@ def normal(mean, standard_error=1.0, replicates=10):
     """An estimate whose quantiles are the normal ones to four digits."""
     images = 10**6
     half = 1.959964 * standard_error
-    return Estimate(
-        mean, mean - half, mean + half, images, standard_error, replicates, images, (mean,) * replicates, 0.0
-    )
+    return Estimate(mean, mean - half, mean + half, standard_error, replicates, images, (mean,) * replicates, 0.0)
 
 
 @pytest.mark.parametrize(

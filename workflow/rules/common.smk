@@ -31,6 +31,18 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
+# Each job starts Python anew. Where Python may keep no bytecode beside its modules, it would compile torch for every job.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault(
+        "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
+    )
+# glibc would return the memory of large tensors after each use, and the kernel would clear it again. Other libraries ignore these.
+for variable, size in (
+    ("MALLOC_MMAP_THRESHOLD_", 2**25),
+    ("MALLOC_TRIM_THRESHOLD_", 2**30),
+):
+    os.environ.setdefault(variable, str(size))
+
 RESULTS = f"results/{CONFIG.name}"
 RECORDS = f"{RESULTS}/records"
 ROOT = CONFIG.data_root

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ibsgl.reporting.effect import classification_table
+from ibsgl.reporting.classification import classification_table
 from ibsgl.reporting.measurements import Measurements
 
 
