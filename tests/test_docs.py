@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -45,9 +46,9 @@ def in_code(text):
     return [*(line for block in blocks for line in block.splitlines()), *re.findall(r"`([^`]+)`", rest)]
 
 
-def load_reference():
-    """docs/config_reference.py as a module."""
-    spec = importlib.util.spec_from_file_location("config_reference", DOCS / "config_reference.py")
+def load(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -55,7 +56,12 @@ def load_reference():
 
 @pytest.fixture(scope="module")
 def reference():
-    return load_reference()
+    return load("config_reference")
+
+
+@pytest.fixture(scope="module")
+def effects():
+    return load("measured_effects")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +125,34 @@ def test_version_is_the_same_everywhere():
     version = tomllib.loads(text_of("pyproject.toml"))["project"]["version"]
     assert yaml.safe_load(text_of("CITATION.cff"))["version"] == version
     assert re.search(r"^## \[(.+?)\]", text_of("CHANGELOG.md"), flags=re.MULTILINE)[1] == version
+
+
+def test_measured_effects_are_up_to_date(effects):
+    text = effects.PAGE.read_text(encoding="utf-8")
+    assert effects.rewritten(text) == text, "run: python docs/measured_effects.py"
+
+
+def test_every_alternative_has_its_place_among_the_decisions(effects):
+    named = {name for match in effects.PART.finditer(text_of("docs/decisions.md")) for name in match["names"].split()}
+    alternatives = set(yaml.safe_load(text_of("config/sensitivity.yaml"))["alternatives"])
+    assert alternatives <= named
+    forms = DOCS / "measured" / "forms.csv"
+    assert named - alternatives == (set(pd.read_csv(forms)["form"]) if forms.exists() else named - alternatives)
+
+
+def test_a_measured_effect_in_words(effects, tmp_path, monkeypatch):
+    rows = [
+        ("localisation", "resnet", "guided - control", "points", "one_step", -0.5, -1, 0),
+        ("teacher", "resnet", "guided - control", "nats", "one_step", 0.125, 0.1, 0.15),
+        ("deletion", "resnet", "guided - control", "points", "one_step", 0.2, -1, 1.4),
+    ]
+    columns = ["claim", "model", "comparison", "unit", "alternative", "change", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "sensitivity.csv", index=False)
+    monkeypatch.setattr(effects, "MEASURED", tmp_path)
+    assert effects.measured_effects() == {
+        "one_step": "`guidance.steps: 1`: EBPG, guided - control: -0.50 [-1.00, +0.00] points with resnet. Clearest beyond "
+        "zero: L_CE(L^c, L^ib), guided - control: +0.125 [+0.100, +0.150] nats with resnet."
+    }
 
 
 def test_decisions_name_switches_that_exist(keys):

@@ -229,30 +229,30 @@ def sensitivity(
 
 @app.command()
 def measured(
-    claims_file: Annotated[Path, typer.Option("--claims", help="The verdicts as CSV, with .md beside it.")],
+    table: Annotated[Path, typer.Option("--table", help="Claims or sensitivity as CSV, with .md beside it.")],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The page (Markdown); the CSV goes beside it.")],
 ) -> None:
-    """The verdicts of a run as a page of the documentation, with the config's digest, versions and device."""
+    """The answer of a run as a page of the documentation, with the config's digest, versions and device."""
     import shutil
 
     from ibsgl import provenance
-    from ibsgl.config.steps import Claims
+    from ibsgl.config.steps import STEPS
     from ibsgl.files import written
 
-    step, facts = parse(Claims, settings), provenance.collect("cpu")
+    step, facts = parse(STEPS[table.stem], settings), provenance.collect("cpu")
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch", "ibsgl"))
     lines = [
-        f"# The answer of the run `{step.resolved().name}`",
+        f"# The run `{step.to_dict()['config']['name']}`",
         "",
-        f"This page was made from `{claims_file}` on {facts['device']}, with {versions}.",
-        f"SHA-256 of the config and of the code of the verdicts: `{step.digest()}`.",
+        f"This page was made from `{table}` on {facts['device']}, with {versions}.",
+        f"SHA-256 of the config and of the code of the {table.stem}: `{step.digest()}`.",
         "",
     ]
     with written(out) as temporary:
-        temporary.write_text("\n".join(lines) + claims_file.with_suffix(".md").read_text(encoding="utf-8"))
+        temporary.write_text("\n".join(lines) + table.with_suffix(".md").read_text(encoding="utf-8"))
     with written(out.with_suffix(".csv")) as temporary:
-        shutil.copyfile(claims_file, temporary)
+        shutil.copyfile(table, temporary)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, describe
 from ibsgl.files import written
-from ibsgl.reporting.comparisons import by_replicate_text, difference_unit, estimate_difference
+from ibsgl.reporting.comparisons import METRIC_LABELS, by_replicate_text, difference_unit, estimate_difference
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.statistics import Estimate
 from ibsgl.reporting.verdicts import MINIMUM_REPLICATES, Decision, Evidence, Rule, Verdict, decide, judge
@@ -30,20 +30,6 @@ VERDICTS = {
     Verdict.NO_RELEVANT_EFFECT: "it lies wholly within plus and minus that effect.",
     Verdict.NOT_RESOLVED: f"none of these, or fewer than {MINIMUM_REPLICATES} replicates.",
     Verdict.NOT_TESTED: "the run lacks what the claim needs. The reason is given.",
-}
-_LABELS = {
-    "ebpg": "EBPG",
-    "miou": "mIoU",
-    "bbox": "Bbox",
-    "average_drop": "Average Drop",
-    "average_increase": "Average Increase",
-    "accuracy": "accuracy",
-    "map": "mAP",
-    "deletion_area": "area under the deletion curve",
-    "deletion_area_relative": "area under the deletion curve, divided by its start",
-    "l_ce": "L_CE(L^c, L^ib)",
-    "l_ss": "L_SS(L^c, L^p)",
-    "overlap": "scale-free overlap of L^c and L^p",
 }
 _COLUMNS = (
     *(
@@ -109,8 +95,8 @@ class Claim(Settings):
             raise ValueError("give one of comparisons, methods and same_claim_on_all")
         if self.same_claim_on_all is not None:
             return self
-        if self.metric not in _LABELS:
-            raise ValueError(f"there is no metric {self.metric!r}; take one of {', '.join(_LABELS)}")
+        if self.metric not in METRIC_LABELS:
+            raise ValueError(f"there is no metric {self.metric!r}; take one of {', '.join(METRIC_LABELS)}")
         if self.unit != difference_unit(self.metric):
             raise ValueError(f"the unit of a difference in {self.metric} is {difference_unit(self.metric)}")
         if self.methods and PRETRAINED not in self.run_on:
@@ -475,9 +461,9 @@ def _shown(case: _Case, *, multilabel: bool, average: Literal["pairs", "classes"
         try:
             component = _component(f"guided - {shown.against}", case.measurements, first, second, "higher", average)
         except ValueError as problem:
-            texts.append(f"{_LABELS[metric]}, guided - {shown.against}: {problem}")
+            texts.append(f"{METRIC_LABELS[metric]}, guided - {shown.against}: {problem}")
         else:
-            texts.append(f"{_LABELS[metric]}, {_component_text(component, metric)}")
+            texts.append(f"{METRIC_LABELS[metric]}, {_component_text(component, metric)}")
     return "; ".join(texts)
 
 
@@ -594,7 +580,7 @@ def _sentence(row: Mapping[str, Any], count: int) -> str:
     trainings = "1 replicate, these trainings only" if replicates == 1 else f"{replicates} replicates"
     reason = f" {row['reason'][0].upper()}{row['reason'][1:]}." if row["reason"] else ""
     return (
-        f"{start}: in {_LABELS[row['metric']]}, {which} is {_interval_text(row, row['unit'])} "
+        f"{start}: in {METRIC_LABELS[row['metric']]}, {which} is {_interval_text(row, row['unit'])} "
         f"(95 % interval; {trainings}, {int(row['images'])} images).{reason}"
     )
 
@@ -686,7 +672,7 @@ def _claim_section(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
         threshold = f"at most {smallest} worse"
         if claim["rule"] == "superiority":
             threshold = f"{smallest} {better}" if claim["smallest"] else f"any difference, {better}"
-        lines += [f"- Rule: {claim['rule']}; {_LABELS[claim['metric']]}; {threshold}. {claim['why']}"]
+        lines += [f"- Rule: {claim['rule']}; {METRIC_LABELS[claim['metric']]}; {threshold}. {claim['why']}"]
     lines += [f"- Published: {claim['published_margin']}."]
     for row in rows:
         lines += [f"- **{row['verdict']}**: {row['sentence']}"]

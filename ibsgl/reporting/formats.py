@@ -11,7 +11,7 @@ import pandas as pd
 
 from ibsgl.files import written
 from ibsgl.metrics import METRICS
-from ibsgl.reporting.comparisons import interval_note
+from ibsgl.reporting.comparisons import METRIC_LABELS, interval_note
 from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
 
 MARKS_LINES = (
@@ -26,15 +26,6 @@ _HELD_OUT = ("l_ce", "l_ss", "overlap")
 _FURTHER = ("accuracy", "map")
 # Units with two decimals; others have four.
 _PERCENT = ("%", "percent", "points", "percentage points")
-_LABELS = {
-    "l_ce": "L_CE(L^c, L^ib)",
-    "l_ss": "L_SS(L^c, L^p)",
-    "overlap": "overlap of L^c and L^p",
-    "accuracy": "accuracy",
-    "map": "mAP",
-    "deletion_area": "area under the deletion curve",
-    "deletion_area_relative": "area under the deletion curve, divided by its start",
-}
 
 
 def write_table(table: pd.DataFrame, csv: str | Path, notes: Sequence[str] = ()) -> None:
@@ -79,7 +70,7 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
     for row in table.itertuples():
         digits = 2 if row.unit in _PERCENT else 4
         cells = (
-            _LABELS[row.metric] if row.metric in _LABELS else METRICS[row.metric].label.removesuffix("(%)"),
+            METRIC_LABELS[row.metric] if row.metric in METRIC_LABELS else METRICS[row.metric].label.removesuffix("(%)"),
             row.comparison,
             f"{row.value:.{digits}f} {_interval(row.low, row.high, digits)}",
             row.unit,
@@ -89,7 +80,7 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
         )
         lines.append(f"| {' | '.join(_markdown(str(cell)) for cell in cells)} |")
     # A label appears once, in the order of the table.
-    names = {key: _LABELS.get(key, "") for key in table["metric"].unique()}
+    names = {key: METRIC_LABELS.get(key, "") for key in table["metric"].unique()}
     held_out = [names[key] for key in names if key in _HELD_OUT]
     further = [names[key] for key in names if key in _FURTHER]
     images = [f"{_list(held_out)}: held-out training images."] if held_out else []

@@ -208,7 +208,7 @@ def test_comparisons_are_written(tmp_path):
         "| L_CE(L^c, L^ib) | guided − control | -0.0500 [-0.0600, -0.0400] | nats | 2 | 6 | -0.0400; -0.0600 |",
         "| L_SS(L^c, L^p) | guided − control | -0.0100 [unknown] | fraction | 1 | 1 | -0.0100 |",
         "| accuracy | guided − control | 0.25 [-0.50, 1.00] | points | 2 | 1096 | 0.00; 0.50 |",
-        "| AD | guided − pretrained | 0.33 [0.25, 0.50] | points | 2 | 4 | 0.25; 0.42 |",
+        "| Average Drop | guided − pretrained | 0.33 [0.25, 0.50] | points | 2 | 4 | 0.25; 0.42 |",
         "",
         "- L_CE(L^c, L^ib) and L_SS(L^c, L^p): held-out training images. accuracy: test images, and further images where the "
         "data are generated. All others: test images.",

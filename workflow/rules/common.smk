@@ -36,7 +36,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault(
         "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
     )
-# glibc would return the memory of large tensors after each use, and the kernel would clear it again. Other libraries ignore these.
+# glibc would return the memory of large tensors after each use, and the kernel would clear it again.
 for variable, size in (
     ("MALLOC_MMAP_THRESHOLD_", 2**25),
     ("MALLOC_TRIM_THRESHOLD_", 2**30),
@@ -61,6 +61,8 @@ TABLES = [
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 CLAIMS = f"{RESULTS}/claims/claims.csv"
 SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
+# A page of the documentation.
+MEASURED = f"docs/measured/{CONFIG.name}.md"
 
 
 # A killed Snakemake leaves its lock behind, and the next call would be refused until --unlock. The kernel's lock ends with its

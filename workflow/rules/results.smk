@@ -168,26 +168,26 @@ rule study:
         TABLES,
         FIGURES,
         CLAIMS,
-        f"docs/measured/{CONFIG.name}.md",
+        MEASURED,
 
 
 rule measured:
-    """The answer as a page of the documentation: claims.md with the digest of the config, versions and device."""
+    """The answer as a page of the documentation: the claims, or the sensitivity, and what the run was."""
     input:
-        CLAIMS,
+        SENSITIVITY if CONFIG.alternatives else CLAIMS,
     output:
-        page="docs/measured/{run}.md",
-        csv="docs/measured/{run}.csv",
+        page=MEASURED,
+        csv=Path(MEASURED).with_suffix(".csv").as_posix(),
     log:
-        "results/{run}/logs/measured.log",
+        f"{RESULTS}/logs/measured.log",
     localrule: True
     conda:
         "../../environment.yml"
     params:
-        settings=settings("claims"),
-        code=code("claims"),
+        settings=settings("sensitivity" if CONFIG.alternatives else "claims"),
+        code=code("sensitivity" if CONFIG.alternatives else "claims"),
     shell:
-        "ibsgl measured --claims {input:q} --settings {params.settings:q} --out {output.page:q} 2> {log:q}"
+        "ibsgl measured --table {input:q} --settings {params.settings:q} --out {output.page:q} 2> {log:q}"
 
 
 if CONFIG.alternatives:
@@ -196,6 +196,7 @@ if CONFIG.alternatives:
         """How much each alternative of the config changes the effect behind each claim: a table and tornado plots."""
         input:
             SENSITIVITY,
+            MEASURED,
 
     rule alternatives:
         """The effect behind each claim with each alternative, beside that of the config itself."""
