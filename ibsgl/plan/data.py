@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ibsgl.config import Config
@@ -43,10 +43,7 @@ def data_facts(config: Config, images: Mapping[str, int] | None = None, run: str
     if index.is_file():
         return _of_index(Index.load(index), f"counted in {index}")
     counts = config.data.count(Path(config.data_root), images or {})
-    facts = _with_held_out(counts, config.data.held_out)
-    # Only data that are generated can have further images.
-    further = getattr(config.data, "further", 0)
-    return replace(facts, splits=facts.splits | {"further": Split(further, further)}) if further else facts
+    return _with_held_out(counts, config.data.held_out)
 
 
 def _of_index(index: Index, origin: str) -> DataFacts:
@@ -64,5 +61,5 @@ def _with_held_out(counts: Counts, share: float) -> DataFacts:
         "train": Split(train.images - images, train.pairs - pairs),
         "held_out": Split(images, pairs),
         "test": counts.test,
-    }
+    } | ({"further": counts.further} if counts.further.images else {})
     return DataFacts(splits, counts.classes, counts.origin)

@@ -149,6 +149,7 @@ def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: Netw
     diagnostics = stems + network.work(Passes(head=1, head_backward=1) * held_out.pairs)
     yield _step("diagnostics of L^ib", replicates, held_out.pairs, "pairs", network, diagnostics)
 
-    points = config.deletion.points * config.deletion.repeats
-    curves = _predicting(network, points * test.pairs)
+    # Where nothing or everything is deleted, one pass serves all orders.
+    passes = 2 + (config.deletion.points - 2) * config.deletion.repeats
+    curves = _predicting(network, passes * test.pairs)
     yield _step("deletion curves", every, test.pairs, "pairs", network, curves)

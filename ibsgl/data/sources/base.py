@@ -25,12 +25,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Counts:
-    """The sizes of the training list and of the test list, and the number of classes. ``origin`` is where they come from."""
+    """The sizes of the lists and the number of classes.
+
+    Attributes:
+        train, test: the training list with the held-out images, and the test list.
+        origin: where the numbers come from.
+        further: images on which only the accuracy is measured.
+    """
 
     train: Split
     test: Split
     classes: int
     origin: str
+    further: Split = Split(0, 0)
 
 
 class DataSource(Settings, ABC):

@@ -238,8 +238,8 @@ class Shapes(DataSource):
 
     def count(self, root: Path, images: Mapping[str, int]) -> Counts:
         """The numbers of the config, with one class per image."""
-        train, test = (Split(number, number) for number in (self.trainval, self.test))
-        return Counts(train, test, len(CLASS_NAMES), "from the config")
+        train, test, further = (Split(number, number) for number in (self.trainval, self.test, self.further))
+        return Counts(train, test, len(CLASS_NAMES), "from the config", further)
 
     def generate(self, root: Path, seed: int) -> None:
         """See :func:`generate`."""
