@@ -51,10 +51,10 @@ ACTIVE_SHARE = 0.01
 
 
 def active_neurons(network: SplitNetwork, data: ImageDataset, batch_size: int = 64) -> torch.Tensor:
-    """(C,h,w) bool: whether A > 0 in more than :data:`ACTIVE_SHARE` of the training images."""
+    """(C,h,w) bool: whether A ≠ 0 in more than :data:`ACTIVE_SHARE` of the training images."""
     ids = data.ids("train")
     with evaluating(network), torch.no_grad():
-        active = sum((network.stem(images) > 0).sum(0) for _, images in data.batches(ids, batch_size))
+        active = sum((network.stem(images) != 0).sum(0) for _, images in data.batches(ids, batch_size))
     return active > ACTIVE_SHARE * len(ids)
 
 
@@ -177,31 +177,55 @@ class Form:
 
     Attributes:
         method: the method's name.
+        description: what is different, in words.
         make: (our method with its settings, the network, the data) → the other form.
     """
 
     method: str
+    description: str
     make: Callable[[Any, SplitNetwork, ImageDataset], Attribution]
 
 
 FORMS = {
     "bottleneck_active_neurons": Form(
-        "bottleneck", lambda ours, network, data: ActiveBottleneck(ours, active_neurons(network, data))
+        "bottleneck",
+        "elements of A that are active in at most 1 % of the training images are masked",
+        lambda ours, network, data: ActiveBottleneck(ours, active_neurons(network, data)),
     ),
     # Each step draws its noise from the same stream. So one step less is the map from before the last step.
     "bottleneck_before_last_step": Form(
-        "bottleneck", lambda ours, network, data: ours.model_copy(update={"steps": ours.steps - 1})
+        "bottleneck",
+        "the map from before the last step",
+        lambda ours, network, data: ours.model_copy(update={"steps": ours.steps - 1}),
     ),
-    "gradcam_pp_normalised": Form("gradcam_pp", lambda ours, network, data: NormalisedGradCAMPlusPlus()),
-    "fullgrad_epsilon": Form("fullgrad", lambda ours, network, data: ScaledFullGrad((1, 2, 3), 1e-6)),
+    "gradcam_pp_normalised": Form(
+        "gradcam_pp",
+        "α is divided by its sum over the places with a positive gradient",
+        lambda ours, network, data: NormalisedGradCAMPlusPlus(),
+    ),
+    "fullgrad_epsilon": Form(
+        "fullgrad",
+        "1e-6 is added to the range of each layer",
+        lambda ours, network, data: ScaledFullGrad((1, 2, 3), 1e-6),
+    ),
     # The package adds 1e-7 to the range.
-    "fullgrad_channels": Form("fullgrad", lambda ours, network, data: ScaledFullGrad((2, 3), 1e-7)),
-    "rise_mirrored_border": Form("rise", lambda ours, network, data: MirroredRISE(**asdict(ours))),
+    "fullgrad_channels": Form(
+        "fullgrad",
+        "minimum and maximum are those of each channel",
+        lambda ours, network, data: ScaledFullGrad((2, 3), 1e-7),
+    ),
+    "rise_mirrored_border": Form(
+        "rise", "the grid is mirrored at the border", lambda ours, network, data: MirroredRISE(**asdict(ours))
+    ),
     "integrated_gradients_positive": Form(
-        "integrated_gradients", lambda ours, network, data: PositiveIntegratedGradients(**asdict(ours))
+        "integrated_gradients",
+        "negative sums over the colours become zero",
+        lambda ours, network, data: PositiveIntegratedGradients(**asdict(ours)),
     ),
     "integrated_gradients_absolute_first": Form(
-        "integrated_gradients", lambda ours, network, data: AbsoluteIntegratedGradients(**asdict(ours))
+        "integrated_gradients",
+        "absolute values are taken before the sum over the colours",
+        lambda ours, network, data: AbsoluteIntegratedGradients(**asdict(ours)),
     ),
 }
 
@@ -249,8 +273,8 @@ def compare(settings: Config, forms: Sequence[str], trained: Trained) -> pd.Data
     """Our maps and those of ``forms`` on the test pairs, for one network. ``settings`` are those for its model.
 
     Returns:
-        one row per (form, pair): ``form``, ``image_id``, the EBPG of the two maps in percent (``ours``, ``other``), and ``r``,
-        their Pearson correlation (NaN where one of them is constant).
+        one row per (form, pair): ``form``, ``description``, ``image_id``, the EBPG of the two maps in percent (``ours``,
+        ``other``), and ``r``, their Pearson correlation (NaN where one of them is constant).
     """
     network, data = trained.network, trained.data
     names = dict.fromkeys(FORMS[form].method for form in forms)
@@ -269,7 +293,8 @@ def compare(settings: Config, forms: Sequence[str], trained: Trained) -> pd.Data
             first, second = own[name], maps({name: other})[name]
             ours_percent, other_percent = (100 * ebpg(saliency, region).double() for saliency in (first, second))
             values = {"ours": ours_percent, "other": other_percent, "r": pearson(first, second)}
-            frames.append(rows[["image_id"]].assign(form=form, **{key: of.numpy() for key, of in values.items()}))
+            names_of_form = {"form": form, "description": FORMS[form].description}
+            frames.append(rows[["image_id"]].assign(**names_of_form, **{key: of.numpy() for key, of in values.items()}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -280,18 +305,20 @@ def summary(pairs: pd.DataFrame) -> pd.DataFrame:
         pairs: the rows of :func:`compare`, with ``model``, ``arch`` and ``replicate``.
 
     Returns:
-        ``form``, ``model``, ``arch``, ``metric``, its mean in percent for our maps (``ours``) and the other form's (``other``),
-        ``difference`` (other − ours) in percentage points with its 95 % interval (``low``, ``high``), ``r`` (the mean over the
-        pairs without a constant map), and the numbers of ``replicates`` and ``images``.
+        ``form``, ``description``, ``model``, ``arch``, ``metric``, its mean in percent for our maps (``ours``) and the other
+        form's (``other``), ``difference`` (other − ours) in percentage points with its 95 % interval (``low``, ``high``), ``r``
+        (the mean over the pairs without a constant map), and the numbers of ``replicates`` and ``images``. An image counts
+        once, however many pairs it has.
     """
     rows = []
-    for form, of_form in pairs.groupby("form", sort=False):
+    for (form, description), of_form in pairs.groupby(["form", "description"], sort=False):
         for model, group in of_form.groupby("model", sort=False):
             images = group.groupby(["replicate", "image_id"])[["ours", "other"]].mean()
             estimate = crossed_estimate((images["other"] - images["ours"]).unstack("image_id"))
             rows.append(
                 {
                     "form": form,
+                    "description": description,
                     "model": model,
                     "arch": group["arch"].iloc[0],
                     "metric": "ebpg",

@@ -242,7 +242,7 @@ def test_summary_by_hand(forms):
             *(("f", "m", replicate, "b", 20.0 + replicate, 24.0 + replicate, 0.5) for replicate in range(2)),
         ],
         columns=["form", "model", "replicate", "image_id", "ours", "other", "r"],
-    ).assign(arch="net")
+    ).assign(arch="net", description="other")
     (row,) = forms.summary(pairs).to_dict("records")
     assert row["difference"] == pytest.approx(3)
     assert (row["ours"], row["other"], row["r"]) == pytest.approx((15.5, 18.5, 0.75))

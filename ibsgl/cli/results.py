@@ -229,28 +229,31 @@ def sensitivity(
 
 @app.command()
 def measured(
-    table: Annotated[Path, typer.Option("--table", help="Claims or sensitivity as CSV, with .md beside it.")],
+    table: Annotated[Path, typer.Option("--table", help="claims.csv or sensitivity.csv, with .md beside it.")],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The page (Markdown); the CSV goes beside it.")],
 ) -> None:
-    """The answer of a run as a page of the documentation, with the config's digest, versions and device."""
+    """The answer of a run as a page of the documentation, with the config's digest and versions."""
     import shutil
 
     from ibsgl import provenance
-    from ibsgl.config.steps import STEPS
+    from ibsgl.config.steps import Claims, Sensitivity
     from ibsgl.files import written
 
-    step, facts = parse(STEPS[table.stem], settings), provenance.collect("cpu")
+    steps: dict[str, type[Claims | Sensitivity]] = {"claims.csv": Claims, "sensitivity.csv": Sensitivity}
+    if table.name not in steps:
+        raise typer.BadParameter(f"{table} is not one of {', '.join(steps)}", param_hint="--table")
+    step, facts = parse(steps[table.name], settings), provenance.collect("cpu")
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch", "ibsgl"))
+    title, _, text = table.with_suffix(".md").read_text(encoding="utf-8").partition("\n")
     lines = [
-        f"# The run `{step.to_dict()['config']['name']}`",
+        f"{title}: `{step.config['name']}`",
         "",
-        f"This page was made from `{table}` on {facts['device']}, with {versions}.",
+        f"From `{table}`. The page was written on {facts['device']}, with {versions}.",
         f"SHA-256 of the config and of the code of the {table.stem}: `{step.digest()}`.",
-        "",
     ]
     with written(out) as temporary:
-        temporary.write_text("\n".join(lines) + table.with_suffix(".md").read_text(encoding="utf-8"))
+        temporary.write_text("\n".join([*lines, text]), encoding="utf-8")
     with written(out.with_suffix(".csv")) as temporary:
         shutil.copyfile(table, temporary)
 

@@ -366,6 +366,14 @@ def compared_with(claim: Claim, measurements: Measurements, *, multilabel: bool)
     return pairs
 
 
+def shown_with(claim: Claim, *, multilabel: bool) -> list[tuple[str, Quantity]]:
+    """As :func:`compared_with`: what is reported beside the claim, and not judged."""
+    return [
+        (f"guided - {shown.against}", Quantity(_metric(shown.metric or claim.metric, multilabel), shown.against))
+        for shown in claim.shown
+    ]
+
+
 def _metric(metric: str, multilabel: bool) -> str:
     return "map" if metric == "accuracy" and multilabel else metric
 
@@ -453,17 +461,16 @@ def _oriented(estimate: Estimate, direction: str) -> Estimate:
 def _shown(case: _Case, *, multilabel: bool, average: Literal["pairs", "classes"]) -> str:
     """The comparisons that are reported and not judged."""
     texts = []
-    for shown in case.claim.shown:
-        metric = _metric(shown.metric or case.claim.metric, multilabel)
-        first, second = Quantity(metric, GUIDED), Quantity(metric, shown.against)
+    for title, second in shown_with(case.claim, multilabel=multilabel):
+        first = Quantity(second.metric, GUIDED)
         if case.measurements.missing(first) or case.measurements.missing(second):
             continue
         try:
-            component = _component(f"guided - {shown.against}", case.measurements, first, second, "higher", average)
+            component = _component(title, case.measurements, first, second, "higher", average)
         except ValueError as problem:
-            texts.append(f"{METRIC_LABELS[metric]}, guided - {shown.against}: {problem}")
+            texts.append(f"{METRIC_LABELS[second.metric]}, {title}: {problem}")
         else:
-            texts.append(f"{METRIC_LABELS[metric]}, {_component_text(component, metric)}")
+            texts.append(f"{METRIC_LABELS[second.metric]}, {_component_text(component, second.metric)}")
     return "; ".join(texts)
 
 
@@ -678,9 +685,9 @@ def _claim_section(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
         lines += [f"- **{row['verdict']}**: {row['sentence']}"]
         if row["by_replicate"]:
             values = ", ".join(_number(float(v), row["unit"], sign=True) for v in row["by_replicate"].split("; "))
-            lines += [f"  - {row['comparison']}, by replicate: {values}"]
+            lines += [f"    - {row['comparison']}, by replicate: {values}"]
         for title, column in (("All comparisons", "comparisons"), ("Not judged", "shown")):
             texts = row[column].split("; ") if row[column] else []
             if len(texts) > (column == "comparisons"):
-                lines += [f"  - {title}:", *(f"    - {text}" for text in texts)]
+                lines += [f"    - {title}:", *(f"        - {text}" for text in texts)]
     return [line if line.startswith(">") else line.replace("|", "\\|") for line in lines]

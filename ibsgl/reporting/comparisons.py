@@ -38,7 +38,7 @@ METRIC_LABELS = {
     "deletion_area_relative": "area under the deletion curve, divided by its start",
     "l_ce": "L_CE(L^c, L^ib)",
     "l_ss": "L_SS(L^c, L^p)",
-    "overlap": "overlap of L^c and L^p",
+    "overlap": "scale-free overlap of L^c and L^p",
 }
 # Where an image is right or wrong. If all images are equal, the variance is zero, but the uncertainty is not.
 _PROPORTIONS = ("accuracy", "average_increase")

@@ -21,6 +21,7 @@ MARKS_LINES = (
     "its rows, although it stands among the baselines as in the paper.",
     "Difference is ours minus published.",
 )
+SHARES_LINE = "Accuracy and Average Increase are shares of images: on one training, or where all images agree, the interval is Wilson's."
 # Metrics of held-out training images, and of test and further images. All others are of test images.
 _HELD_OUT = ("l_ce", "l_ss", "overlap")
 _FURTHER = ("accuracy", "map")
@@ -89,6 +90,8 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
         images.append(f"{'All others' if images else 'All metrics'}: test images.")
     lines += ["", f"- {' '.join(images)}"]
     lines.append(f"- {interval_note(table['replicates'])}")
+    if not names.keys().isdisjoint(("accuracy", "average_increase")):
+        lines.append(f"- {SHARES_LINE}")
     lines += [f"- {_markdown(note)}" for note in notes]
     _write_text(path, "\n".join(lines) + "\n")
 
@@ -170,7 +173,7 @@ def _footnotes(table: pd.DataFrame, notes: Sequence[str]) -> list[str]:
         "has the value of each training.",
         interval_note(table["replicates"]),
         *MARKS_LINES,
-        "Average Increase is a share of images: on one training, or where all images agree, its interval is Wilson's.",
+        SHARES_LINE,
         VERDICT_RULE,
         *notes,
         *([f"Stated nowhere, chosen by this run: {'; '.join(chosen)}."] if chosen else []),

@@ -6,6 +6,7 @@ of two differences, paired by image and replicate.
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibsgl.files import written
-from ibsgl.reporting.claims import Claim, compared_with
-from ibsgl.reporting.comparisons import difference_values, interval_note
+from ibsgl.reporting.claims import Claim, compared_with, shown_with
+from ibsgl.reporting.comparisons import METRIC_LABELS, difference_unit, difference_values, interval_note
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.statistics import crossed_estimate
@@ -27,7 +28,15 @@ from ibsgl.training.variants import GUIDED
 if TYPE_CHECKING:
     from ibsgl.config.schema import Config
 
-COLUMNS = ("claim", "title", "model", "comparison", "unit", "alternative", "base", "effect", "change", "low", "high")
+COLUMNS = (
+    *("claim", "title", "model", "metric", "comparison", "judged", "unit", "alternative", "override"),
+    *("base", "effect", "change", "low", "high"),
+)
+# What one panel of the plot and one section of the page show.
+_PANEL = ["title", "model", "metric", "comparison"]
+NOT_CORRECTED = (
+    "The intervals are not corrected for their number: of changes that are zero, one in twenty excludes zero."
+)
 
 
 def sensitivity_table(
@@ -46,23 +55,27 @@ def sensitivity_table(
             that is measured changes.
 
     Returns:
-        One row per claim, network, comparison and alternative: ``base`` and ``effect`` (the effect without and with the
-        alternative, in ``unit``), ``change`` with its 95 % interval ``low`` and ``high``, ``replicates``, ``images``, and
-        ``reason`` where there is no change to give.
+        One row per claim, network, comparison and alternative: ``judged``, whether the claim rests on the comparison or only
+        reports it; ``override``, what the alternative changes of the config (JSON); ``base`` and ``effect`` (the effect without
+        and with the alternative, in ``unit``), ``change`` with its 95 % interval ``low`` and ``high``, ``replicates``,
+        ``images``, and ``reason`` where there is no change to give. The intervals are not corrected for their number.
     """
     rows: list[dict[str, Any]] = []
     for claim in claims:
         if claim.same_claim_on_all is not None:
             continue
         for model, measured in base.items():
-            for title, other in compared_with(claim, measured, multilabel=config.data.multilabel):
-                facts = {"claim": claim.key, "title": claim.title, "model": model, "comparison": title}
-                facts |= {"unit": claim.unit}
-                for name in config.alternatives:
+            judged = compared_with(claim, measured, multilabel=config.data.multilabel)
+            shown = shown_with(claim, multilabel=config.data.multilabel)
+            for title, other in (*judged, *shown):
+                facts: dict[str, Any] = {"claim": claim.key, "title": claim.title, "model": model}
+                facts |= {"metric": other.metric, "comparison": title, "judged": (title, other) in judged}
+                facts |= {"unit": difference_unit(other.metric)}
+                for name, override in config.alternatives.items():
                     changed = config.alternative(name)
                     after = alternatives.get(name, {}).get(model, measured)
                     row = _row(measured, after, other, config, changed)
-                    rows.append({**facts, "alternative": name, **row})
+                    rows.append({**facts, "alternative": name, "override": json.dumps(override), **row})
     return pd.DataFrame(rows, columns=[*COLUMNS, "replicates", "images", "reason"])
 
 
@@ -115,11 +128,11 @@ def write_sensitivity(table: pd.DataFrame, csv: str | Path) -> None:
     """Write a table of :func:`sensitivity_table` as CSV, and as ``.md`` beside it: a section per claim and comparison."""
     path = Path(csv)
     lines = ["# How the effects change", ""]
-    for (title, model, comparison), rows in table.groupby(["title", "model", "comparison"], sort=False):
+    for (title, model, metric, comparison), rows in table.groupby(_PANEL, sort=False):
         measured = rows.dropna(subset="change")
         base = f"{measured['base'].iloc[0]:+.3f} {measured['unit'].iloc[0]}" if len(measured) else "not measured"
         lines += [
-            f"## {title}: {comparison}, {model}",
+            f"## {title}: {METRIC_LABELS[str(metric)]}, {comparison}, {model}",
             "",
             f"Effect of the config itself: {base}.",
             "",
@@ -134,6 +147,7 @@ def write_sensitivity(table: pd.DataFrame, csv: str | Path) -> None:
             lines.append(f"| {row.alternative} | {row.effect:+.3f} | {change} | {row.replicates} |")
         lines.append("")
     lines.append(interval_note(table["replicates"]))
+    lines.append(NOT_CORRECTED)
     for file, text in (
         (path, table.to_csv(index=False, lineterminator="\n")),
         (path.with_suffix(".md"), "\n".join(lines)),
@@ -144,7 +158,7 @@ def write_sensitivity(table: pd.DataFrame, csv: str | Path) -> None:
 
 @matplotlib.rc_context(STYLE)
 def tornado(table: pd.DataFrame) -> Figure:
-    """A panel per claim, comparison and network: the change of the effect with each alternative, the largest first.
+    """A panel per network and judged comparison: the change of the effect with each alternative, the largest first.
 
     Args:
         table: that of :func:`sensitivity_table`.
@@ -152,24 +166,24 @@ def tornado(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: no change was measured.
     """
-    measured = table.dropna(subset="change")
+    measured = table[table["judged"].astype(bool)].dropna(subset="change")
     if measured.empty:
         raise ValueError("there is no change to draw: no alternative was measured")
-    panels = list(measured.groupby(["title", "model", "comparison"], sort=False))
+    panels = list(measured.groupby(_PANEL, sort=False))
     columns = 2
     heights = [
         0.16 * max(len(rows) for _, rows in panels[at : at + columns]) + 0.9 for at in range(0, len(panels), columns)
     ]
     note = textwrap.wrap(
         "Change of the effect (alternative − base), with its 95 % interval over images and trainings. Zero: the alternative "
-        "changes nothing. The dotted line: with this change the effect is zero.",
+        f"changes nothing. The dotted line: with this change the effect is zero. {NOT_CORRECTED}",
         int(9 * LETTERS_PER_INCH),
     )
     figure = Figure(figsize=(9, sum(heights) + LINE_HEIGHT * len(note)), layout="constrained")
     grid = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, ((title, model, comparison), rows) in zip(grid.flat, panels, strict=False):
+    for axes, ((title, model, _, comparison), rows) in zip(grid.flat, panels, strict=False):
         ordered = rows.reindex(rows["change"].abs().sort_values().index)
         places = np.arange(len(ordered))
         low, high = ordered["change"] - ordered["low"], ordered["high"] - ordered["change"]

@@ -231,6 +231,27 @@ def test_a_step_that_fails_leaves_no_file(script, tmp_path):
     assert not list(tmp_path.glob("evaluation/*/*"))
 
 
+@pytest.mark.parametrize("name", ["claims", "sensitivity"])
+def test_an_answer_becomes_a_page_of_the_documentation(tmp_path, name):
+    settings = step_of(config.read([ROOT / "tests" / "configs" / "minimal.yaml"]), name).to_json()
+    (tmp_path / f"{name}.csv").write_text("a\n1\n")
+    (tmp_path / f"{name}.md").write_text("# Title\n\nText with ≥.\n")
+    page = tmp_path / "pages" / "minimal.md"
+    code, output = ibsgl("measured", "--table", tmp_path / f"{name}.csv", "--settings", settings, "--out", page)
+    assert code == 0, output
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("# Title: `minimal`", "Text with ≥.")
+    assert lines[3] == f"SHA-256 of the config and of the code of the {name}: `{STEPS[name].parse(settings).digest()}`."
+    assert page.with_suffix(".csv").read_text() == "a\n1\n"
+
+
+def test_another_table_is_no_answer(tmp_path):
+    message = error_of(
+        "measured", "--table", tmp_path / "figure4.csv", "--settings", "{}", "--out", tmp_path / "page.md"
+    )
+    assert message.endswith("figure4.csv is not one of claims.csv, sensitivity.csv")
+
+
 @pytest.fixture
 def voc(tmp_path):
     """A small data set and its index."""

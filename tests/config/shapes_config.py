@@ -13,9 +13,6 @@ SHAPES = Path(__file__).parents[2] / "config" / "shapes.yaml"
 def values(**changes):
     """config/shapes.yaml with changes given as dotted keys."""
     tree = yaml.safe_load(SHAPES.read_text())
-    if "data__source" in changes:
-        # Other sources have no such key.
-        del tree["data"]["further"]
     for key, value in changes.items():
         *path, last = key.split("__")
         node = tree

@@ -52,6 +52,22 @@ def test_curve_by_hand():
     assert area_under(curve[:1], (0, 0.5, 1)).flatten().tolist() == pytest.approx([0.75, 0.75], abs=1e-4)
 
 
+def test_where_nothing_or_all_is_deleted_one_pass_serves_all_orders():
+    images, targets = ones(2)
+    passed = []
+    counted = network(torch.rand(4, 5))
+    counted.register_forward_pre_hook(lambda _, arguments: passed.append(len(arguments[0])))
+    # The top 0.1 are two pixels. Of these 0.1 and 0.2 delete none, and 0.9 and 1 delete both.
+    fractions = (0, 0.1, 0.2, 0.5, 0.9, 1)
+    settings = {"r": 0.1, "repeats": 3, "chunk": 5}
+    curve = deletion_curve(
+        counted, images, targets, torch.rand(2, 4, 5), fractions=fractions, generators=generators("ab"), **settings
+    )
+    assert sum(passed) == 2 * (5 + 3)
+    assert torch.equal(curve[:, :, [0, 0]], curve[:, :, [1, 2]])
+    assert torch.equal(curve[:, :1, [4, 5]].expand(-1, 3, -1), curve[:, :, [5, 4]])
+
+
 def test_area_under_by_hand():
     assert area_under(torch.tensor([1, 0.3, 0]), (0, 0.5, 1)).item() == pytest.approx(0.4)
     assert area_under(torch.tensor([1, 0.3, 0]), (0, 0.2, 1)).item() == pytest.approx(0.13 + 0.12)

@@ -70,7 +70,7 @@ def test_markdown(small, tmp_path):
         "training.",
         f"- [low, high] is the 95 % t-interval {ONE_TRAINING}",
         *(f"- {line}" for line in MARKS_LINES),
-        "- Average Increase is a share of images: on one training, or where all images agree, its interval is Wilson's.",
+        f"- {formats.SHARES_LINE}",
         f"- {VERDICT_RULE}",
         "- AD: pixels in the top 15 % kept, the rest black.",
         "- Stated nowhere, chosen by this run: guidance steps 5; guidance step size 0.1.",
@@ -213,6 +213,7 @@ def test_comparisons_are_written(tmp_path):
         "- L_CE(L^c, L^ib) and L_SS(L^c, L^p): held-out training images. accuracy: test images, and further images where the "
         "data are generated. All others: test images.",
         f"{CROSSED} On one training it is {ONE_TRAINING}",
+        f"- {formats.SHARES_LINE}",
         "- A note.",
     ]
     write_csv(table, tmp_path / "g.csv")

@@ -32,7 +32,7 @@ def table(settings):
 
 
 def test_the_change_is_the_difference_of_the_effects(table):
-    rows = table[(table["claim"] == "localisation") & (table["comparison"] == "guided - control")]
+    rows = table[(table["claim"] == "localisation") & (table["comparison"] == "guided - control") & table["judged"]]
     stronger = rows.set_index("alternative").loc["stronger"]
     # The made-up noise is the same in both runs, so the change is exact: 3 points of EBPG.
     assert stronger["change"] == pytest.approx(3)
@@ -49,11 +49,23 @@ def test_an_alternative_that_measures_nothing_anew_uses_the_bases_values(table):
 
 def test_a_claim_about_all_networks_has_no_effect_of_its_own(table):
     assert set(table["claim"]) == {claim.key for claim in CLAIMS if claim.same_claim_on_all is None}
-    assert not table.duplicated(["claim", "model", "comparison", "alternative"]).any()
+    assert not table.duplicated(["claim", "model", "metric", "comparison", "alternative"]).any()
+
+
+def test_what_a_claim_only_reports_is_there_too(table):
+    rows = table[(table["claim"] == "localisation") & (table["alternative"] == "stronger")]
+    compared = rows[["metric", "comparison", "judged"]].itertuples(index=False, name=None)
+    assert list(compared) == [
+        ("ebpg", "guided - control", True),
+        ("ebpg", "guided - pretrained", False),
+        ("miou", "guided - control", False),
+        ("bbox", "guided - control", False),
+    ]
+    assert set(rows["override"]) == {'{"guidance": {"mu": 4}}'}
 
 
 def test_what_was_not_measured_has_a_reason(table):
-    rows = table[table["claim"] == "average_drop"]
+    rows = table[(table["claim"] == "average_drop") & table["judged"]]
     assert rows["change"].isna().all()
     assert rows["reason"].str.contains("was not run on pretrained").all()
 
@@ -75,7 +87,8 @@ def test_files_and_plots(table, tmp_path):
     assert f"| stronger | {stronger['effect']:+.3f} | +3.000 [+3.000, +3.000] | 4 |" in text
     figure = tornado(table)
     drawn = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(drawn) == len(table.dropna(subset="change").drop_duplicates(["title", "model", "comparison"]))
+    judged = table[table["judged"]].dropna(subset="change")
+    assert len(drawn) == len(judged.drop_duplicates(["title", "model", "comparison"]))
     # The largest change is on top.
     first = drawn[0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["other_mean", "stronger"]

@@ -18,7 +18,7 @@ TWO_CLASSES = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Run ``minimal.yaml`` with changes; the claims, by key, and the output."""
+    """Run ``minimal.yaml`` with changes; the claims, by key, and the folder."""
 
     def complete(**changes):
         folder = workspace(tmp_path / "clone")
@@ -67,8 +67,10 @@ def test_a_control_that_collapses_on_two_classes(run, two_classes):
 
 
 @pytest.mark.slow
-def test_one_test_image(run):
-    claims, folder = run(data__test=1)
+def test_one_test_image_of_two_classes(run, two_classes):
+    listed = two_classes / "ImageSets" / "Main" / "test.txt"
+    listed.write_text(listed.read_text().split()[0])
+    claims, folder = run(data=TWO_CLASSES | {"root": str(two_classes)})
     assert set(claims["verdict"]) <= {"not resolved", "not tested"}
     table = pd.read_csv(folder / "results" / "minimal" / "tables" / "table1.csv")
     measured = table[table["value"] != "not run"]

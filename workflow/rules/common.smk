@@ -31,12 +31,12 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
-# Each job starts Python anew. Where Python may keep no bytecode beside its modules, it would compile torch for every job.
+# Each job starts Python anew. With this variable, which containers often set, it would compile torch for every job.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault(
         "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
     )
-# glibc would return the memory of large tensors after each use, and the kernel would clear it again.
+# glibc would return the memory of large tensors after each use, and the kernel would clear it again. 2**25 is its upper limit.
 for variable, size in (
     ("MALLOC_MMAP_THRESHOLD_", 2**25),
     ("MALLOC_TRIM_THRESHOLD_", 2**30),
@@ -61,8 +61,11 @@ TABLES = [
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 CLAIMS = f"{RESULTS}/claims/claims.csv"
 SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
-# A page of the documentation.
-MEASURED = f"docs/measured/{CONFIG.name}.md"
+# Pages of the documentation with the answer and with the sensitivity.
+PAGES = {
+    "claims": f"docs/measured/{CONFIG.name}.md",
+    "sensitivity": f"docs/measured/{CONFIG.name}_changes.md",
+}
 
 
 # A killed Snakemake leaves its lock behind, and the next call would be refused until --unlock. The kernel's lock ends with its

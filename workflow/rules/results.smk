@@ -168,26 +168,31 @@ rule study:
         TABLES,
         FIGURES,
         CLAIMS,
-        MEASURED,
+        PAGES["claims"],
 
 
-rule measured:
-    """The answer as a page of the documentation: the claims, or the sensitivity, and what the run was."""
-    input:
-        SENSITIVITY if CONFIG.alternatives else CLAIMS,
-    output:
-        page=MEASURED,
-        csv=Path(MEASURED).with_suffix(".csv").as_posix(),
-    log:
-        f"{RESULTS}/logs/measured.log",
-    localrule: True
-    conda:
-        "../../environment.yml"
-    params:
-        settings=settings("sensitivity" if CONFIG.alternatives else "claims"),
-        code=code("sensitivity" if CONFIG.alternatives else "claims"),
-    shell:
-        "ibsgl measured --table {input:q} --settings {params.settings:q} --out {output.page:q} 2> {log:q}"
+for name, table in (("claims", CLAIMS), ("sensitivity", SENSITIVITY)):
+    if name == "claims" or CONFIG.alternatives:
+
+        rule:
+            name:
+                f"measured_{name}"
+            # A table and its text as a page of the documentation: with the config's digest, and versions.
+            input:
+                table,
+            output:
+                page=PAGES[name],
+                csv=Path(PAGES[name]).with_suffix(".csv").as_posix(),
+            log:
+                f"{RESULTS}/logs/measured_{name}.log",
+            localrule: True
+            conda:
+                "../../environment.yml"
+            params:
+                settings=settings(name),
+                code=code(name),
+            shell:
+                "ibsgl measured --table {input:q} --settings {params.settings:q} --out {output.page:q} 2> {log:q}"
 
 
 if CONFIG.alternatives:
@@ -196,7 +201,7 @@ if CONFIG.alternatives:
         """How much each alternative of the config changes the effect behind each claim: a table and tornado plots."""
         input:
             SENSITIVITY,
-            MEASURED,
+            PAGES["sensitivity"],
 
     rule alternatives:
         """The effect behind each claim with each alternative, beside that of the config itself."""

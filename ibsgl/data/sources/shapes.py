@@ -218,10 +218,10 @@ class Shapes(DataSource):
     trainval: Positive = Field(960, description="number of generated training images")
     test: Positive = Field(96, description="number of generated test images")
     further: int = Field(
-        1000,
+        250,
         ge=0,
-        description="number of generated images, like the test images, on which only the accuracy is measured: on 96 images "
-        "a change of one point cannot be seen",
+        description="number of generated images, like the test images, on which only the accuracy is measured. 1000 are enough "
+        "to see a change of one point",
     )
     size: int = Field(96, ge=32, description="side of the images in pixels")
     background_correlation: float = Field(
