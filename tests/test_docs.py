@@ -279,7 +279,9 @@ def test_every_page_of_the_site_is_in_its_menu():
     navigation = re.findall(r"[\w/-]+\.md", text_of("mkdocs.yml").partition("\nnav:\n")[2].partition("\nhooks:")[0])
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     # Users make further pages there.
-    assert sorted(navigation) == sorted(page for page in pages if page in navigation or not page.startswith("measured/"))
+    assert sorted(navigation) == sorted(
+        page for page in pages if page in navigation or not page.startswith("measured/")
+    )
 
 
 def test_own_photographs_example_parses():

@@ -21,7 +21,10 @@ MARKS_LINES = (
     "its rows, although it stands among the baselines as in the paper.",
     "Difference is ours minus published.",
 )
-SHARES_LINE = "Accuracy and Average Increase are shares of images: on one training, or where all images agree, the interval is Wilson's."
+SHARES_LINE = (
+    "Accuracy and Average Increase are shares of images: on one training, or where all images agree, the interval is that of "
+    "Wilson."
+)
 # Metrics of held-out training images, and of test and further images. All others are of test images.
 _HELD_OUT = ("l_ce", "l_ss", "overlap")
 _FURTHER = ("accuracy", "map")
