@@ -220,8 +220,8 @@ class Shapes(DataSource):
     further: int = Field(
         250,
         ge=0,
-        description="number of generated images, like the test images, on which only the accuracy is measured. 1000 are enough "
-        "to see a change of one point",
+        description="number of generated images, like the test images, on which only the accuracy is measured: on 96 images "
+        "a change of one point cannot be seen",
     )
     size: int = Field(96, ge=32, description="side of the images in pixels")
     background_correlation: float = Field(
