@@ -27,7 +27,7 @@ from baselines.fullgrad import FullGrad
 from baselines.gradcam_pp import GradCAMPlusPlus
 from baselines.integrated_gradients import IntegratedGradients
 from baselines.rise import RISE
-from ibsgl import attribution, bottleneck, config
+from ibsgl import attribution, bottleneck, config, provenance
 from ibsgl.attribution.registry import Attribution
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics, kl_to_prior
 from ibsgl.cli.options import dataset, load_statistics
@@ -337,9 +337,14 @@ def summary(pairs: pd.DataFrame) -> pd.DataFrame:
 
 @app.command()
 def main(
-    configfile: Annotated[Path, typer.Option("--config", exists=True, help="The run's config file.")] = Path(
-        "config/shapes.yaml"
-    ),
+    configfiles: Annotated[
+        list[Path],
+        typer.Option(
+            "--config",
+            exists=True,
+            help="The run's config file. A further file changes some keys of the first. Repeatable.",
+        ),
+    ] = [Path("config/shapes.yaml")],  # noqa: B006
     results: Annotated[Path, typer.Option(help="The run's folder of results.")] = Path("results/shapes"),
     out: Annotated[Path, typer.Option(help="The table as CSV.")] = Path("docs/measured/forms.csv"),
     forms: Annotated[
@@ -351,7 +356,7 @@ def main(
         if form not in FORMS:
             raise typer.BadParameter(f"there is no form {form!r}; take one of {', '.join(FORMS)}", param_hint="--forms")
     try:
-        settings = config.read([configfile])
+        settings = config.read(configfiles)
     except config.ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from None
     try:
@@ -364,7 +369,10 @@ def main(
         )
         for trained in networks
     ]
-    table = summary(pd.concat(pairs, ignore_index=True))
+    facts = provenance.collect("cpu")
+    table = summary(pd.concat(pairs, ignore_index=True)).assign(
+        torch=facts["versions"]["torch"], device=facts["device"], data_digest=networks[0].data.index.digest
+    )
     with written(out) as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g")
     typer.echo(table.to_string(index=False, float_format="{:.5g}".format))

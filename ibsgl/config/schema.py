@@ -138,6 +138,14 @@ class Config(Settings):
         "config itself on the same replicates. A step that an alternative does not change is not run again",
     )
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _removed_models(cls, models: Any) -> Any:
+        # `vgg: false` removes a network of an earlier file.
+        if not isinstance(models, Mapping):
+            return models
+        return {name: model for name, model in models.items() if model is not False}
+
     @field_validator("models")
     @classmethod
     def _one_or_two_models(cls, models: dict[str, Model]) -> dict[str, Model]:

@@ -280,9 +280,12 @@ def answer(table: pd.DataFrame) -> list[str]:
             if len(replicates) == 1
             else f"{replicates[0]} to {replicates[-1]}"
         )
+        networks = ", ".join(
+            model if model == arch else f"{model} ({arch})"
+            for model, arch in table.loc[table["arch"] != "", ["model", "arch"]].drop_duplicates().to_numpy()
+        )
         sentences.append(
-            f"This holds for {table['data'].iloc[0]} with the networks "
-            f"{', '.join(dict.fromkeys(table.loc[table['arch'] != '', 'model']))}, over {span} training replicates."
+            f"This holds for {table['data'].iloc[0]} with the networks {networks}, over {span} training replicates."
         )
         if (table["on_paper_setting"] == str(Verdict.NOT_TESTED)).all():
             sentences.append(

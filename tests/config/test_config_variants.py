@@ -72,6 +72,12 @@ def test_false_removes_a_method_of_an_earlier_file():
     assert set(config.parse(values()).methods) - set(config.parse(merged).methods) == {"rise"}
 
 
+def test_false_removes_a_network_of_an_earlier_file():
+    merged = config.merge(values(), {"models": {"vgg": False}})
+    assert list(config.parse(values()).models) == ["resnet", "vgg"]
+    assert list(config.parse(merged).models) == ["resnet"]
+
+
 def test_guidance_of_an_unknown_variant_is_an_error():
     with pytest.raises(config.ConfigError, match="there is no variant 'tuned'; take control, guided"):
         config.parse(values()).guidance_of("tuned")

@@ -234,7 +234,9 @@ def test_the_answer():
     assert "the map moves to that of the bottleneck (resnet, vgg)" in sentences[2]
     assert "Average Drop is lower" in sentences[2]
     assert sentences[3] == "Not resolved: accuracy is kept (resnet, vgg)."
-    assert sentences[4] == "This holds for shapes with the networks resnet, vgg, over 6 training replicates."
+    assert sentences[4] == (
+        "This holds for shapes with the networks resnet (resnet_small), vgg (vgg_small), over 6 training replicates."
+    )
     assert "not the paper's" in sentences[5]
     assert all(sentence.endswith(".") for sentence in sentences)
 
