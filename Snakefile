@@ -31,6 +31,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -39,6 +40,7 @@ rule all:
         TABLES,
         FIGURES,
         CLAIMS,
+        REPORT,
 
 
 # One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.py.

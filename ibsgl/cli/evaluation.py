@@ -133,7 +133,7 @@ def evaluate(
         variant: {name: attribution.get(name, **chosen) for name, chosen in step.methods[variant].items()}
         for variant in files
     }
-    stored = {variant: Maps(of_variant, test) for variant, of_variant in _by_variant(maps_files, files).items()}
+    stored = {variant: Maps(of_variant, test) for variant, of_variant in by_variant(maps_files, files).items()}
     options: _Options = {"batch_size": batch_size, "device": device}
     measured = measure_variants(
         networks,
@@ -180,7 +180,7 @@ def evaluate(
     )
 
 
-def _by_variant(maps_files: list[Path], variants: Container[str]) -> dict[str, list[Path]]:
+def by_variant(maps_files: list[Path], variants: Container[str]) -> dict[str, list[Path]]:
     """The files …/<variant>/maps/<method>/<shard>.parquet, by variant."""
     found: dict[str, list[Path]] = {}
     for file in maps_files:

@@ -85,6 +85,14 @@ class Figures(Settings):
     )
 
 
+class Report(Settings):
+    """The report."""
+
+    images: Positive = Field(
+        300, description="test images in the report's map browser. A hash chooses them before any map is computed"
+    )
+
+
 class Config(Settings):
     """A whole run."""
 
@@ -132,6 +140,7 @@ class Config(Settings):
     deletion: DeletionSettings = DeletionSettings()
     figures: Figures = Figures()
     tables: Tables = Tables()
+    report: Report = Report()
     alternatives: dict[Name, dict[str, Any]] = Field(
         {},
         description="a sensitivity study: by name, what each alternative changes of this config. Each is compared with the "

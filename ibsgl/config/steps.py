@@ -251,10 +251,7 @@ class Evaluate(_NetworkStep):
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         return {
-            "methods": {
-                variant: {method: config.method_settings(method) for method in config.light_methods(variant)}
-                for variant in config.variant_names
-            },
+            "methods": _light_methods(config),
             "metrics": config.metrics.model_dump(),
             "deletion": config.deletion.model_dump(),
             "r": config.suppression.r,
@@ -279,7 +276,7 @@ class _ConfigStep(Step, ABC):
 
 
 # Keys that change no value of a table.
-_NO_VALUES = {"device", "threads", "shard_size", "batch_size", "figures", "alternatives"}
+_NO_VALUES = {"device", "threads", "shard_size", "batch_size", "figures", "report", "alternatives"}
 
 
 def _config_values(config: Config) -> dict[str, Any]:
@@ -383,6 +380,48 @@ class Figure4(_FigureStep):
         }
 
 
+class Thumbnails(_NetworkStep):
+    """The pictures of the report's map browser, of the first replicate of one network."""
+
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page.thumbnails",)
+    seed: int
+    # By variant and name, the settings of the methods whose maps are made here.
+    methods: dict[str, dict[str, dict[str, Any]]]
+    shards: int
+    images: int
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        return {
+            "methods": _light_methods(config),
+            "shards": config.shards,
+            "images": config.report.images,
+        }
+
+    def modules(self) -> tuple[str, ...]:
+        """With the methods' own."""
+        methods = sorted({method for methods in self.methods.values() for method in methods})
+        return (*super().modules(), *map(attribution.module_of, methods))
+
+
+class Report(_ConfigStep):
+    """The report: what a run has found, as a page."""
+
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page", "ibsgl.reporting.tables")
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        return {"config": _config_values(config)}
+
+
+def _light_methods(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """By variant and name, the settings of the methods that have no job of their own."""
+    return {
+        variant: {method: config.method_settings(method) for method in config.light_methods(variant)}
+        for variant in config.variant_names
+    }
+
+
 def _r_of_models(config: Config) -> dict[str, float]:
     return {model: config.for_model(model).suppression.r for model in config.models}
 
@@ -402,6 +441,8 @@ STEPS: dict[str, type[Step]] = {
     "sensitivity": Sensitivity,
     "figure": Figure,
     "figure4": Figure4,
+    "thumbnails": Thumbnails,
+    "report": Report,
 }
 # The wildcards that a step's settings depend on.
 WILDCARDS: dict[str, tuple[str, ...]] = {
@@ -412,6 +453,7 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("model",),
     "tables": ("model",),
     "figure": ("number",),
+    "thumbnails": ("model",),
 }
 
 

@@ -640,6 +640,31 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def claim_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table of :func:`evaluate_claims` as people read them: texts, and lists of texts.
+
+    ``effect`` (with the corrected interval), ``smallest``, ``corrected_p`` and ``replicates`` are empty where there is none.
+    ``each`` has every training's value; ``comparisons`` and ``shown`` are lists. Other columns are as in the table.
+    """
+    rows = []
+    for row in table.to_dict("records"):
+        effect = ""
+        if not math.isnan(row["effect"]):
+            low, high = (_number(row[key], row["unit"]) for key in ("corrected_low", "corrected_high"))
+            effect = _amount(f"{_number(row['effect'], row['unit'], sign=True)} [{low}, {high}]", row["unit"])
+        each = row["by_replicate"].split("; ") if row["by_replicate"] else []
+        texts = {
+            "effect": effect,
+            "smallest": _amount(f"{row['smallest']:g}", row["unit"]),
+            "corrected_p": "" if math.isnan(row["corrected_p"]) else f"{row['corrected_p']:.2g}",
+            "replicates": "" if math.isnan(row["replicates"]) else str(int(row["replicates"])),
+            "each": ", ".join(_number(float(value), row["unit"], sign=True) for value in each),
+        }
+        lists = {column: row[column].split("; ") if row[column] else [] for column in ("comparisons", "shown")}
+        rows.append({str(key): value for key, value in row.items()} | texts | lists)
+    return rows
+
+
 def _markdown(table: pd.DataFrame) -> str:
     lines = [
         "# The paper's claims in this run",
@@ -650,14 +675,8 @@ def _markdown(table: pd.DataFrame) -> str:
         "on the paper's setting |",
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
-    for row in table.to_dict("records"):
-        effect = ""
-        if not math.isnan(row["effect"]):
-            low, high = (_number(row[key], row["unit"]) for key in ("corrected_low", "corrected_high"))
-            effect = _amount(f"{_number(row['effect'], row['unit'], sign=True)} [{low}, {high}]", row["unit"])
-        p_value = "" if math.isnan(row["corrected_p"]) else f"{row['corrected_p']:.2g}"
-        replicates = "" if math.isnan(row["replicates"]) else str(int(row["replicates"]))
-        cells = (row["title"], row["model"], effect, _amount(f"{row['smallest']:g}", row["unit"]), p_value, replicates)
+    for row in claim_rows(table):
+        cells = [row[key] for key in ("title", "model", "effect", "smallest", "corrected_p", "replicates")]
         lines.append(f"| **{row['verdict']}** | {' | '.join(map(_cell, cells))} | {row['on_paper_setting']} |")
     lines += ["", "Effects are guided minus the other. The verdicts:", ""]
     lines += [f"- *{verdict}*: {text}" for verdict, text in VERDICTS.items()]
@@ -668,13 +687,12 @@ def _markdown(table: pd.DataFrame) -> str:
         "*not tested* unless all published settings agree.",
     ]
     for _, rows in table.groupby("claim", sort=False):
-        lines += ["", *_claim_section(rows.to_dict("records"))]
+        lines += ["", *_claim_section(rows.iloc[0], claim_rows(rows))]
     return "\n".join(lines) + "\n"
 
 
-def _claim_section(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+def _claim_section(claim: pd.Series, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The section of one claim: the paper's words, the rule, and what was found on each network."""
-    claim = rows[0]
     lines = [f"## {claim['title']}", "", f"> {claim['quote']} ({claim['place']})", ""]
     if claim["why"]:
         better = {"higher": "more", "lower": "less"}[claim["direction"]]
@@ -686,11 +704,10 @@ def _claim_section(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     lines += [f"- Published: {claim['published_margin']}."]
     for row in rows:
         lines += [f"- **{row['verdict']}**: {row['sentence']}"]
-        if row["by_replicate"]:
-            values = ", ".join(_number(float(v), row["unit"], sign=True) for v in row["by_replicate"].split("; "))
-            lines += [f"    - {row['comparison']}, by replicate: {values}"]
+        if row["each"]:
+            lines += [f"    - {row['comparison']}, by replicate: {row['each']}"]
         for title, column in (("All comparisons", "comparisons"), ("Not judged", "shown")):
-            texts = row[column].split("; ") if row[column] else []
+            texts = row[column]
             if len(texts) > (column == "comparisons"):
                 lines += [f"    - {title}:", *(f"        - {text}" for text in texts)]
     return [line if line.startswith(">") else line.replace("|", "\\|") for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,8 +116,23 @@ def _write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+# What a spreadsheet would run as a formula. A number, or several with "; " between them, is none.
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_NUMBER = r"[+-]?(\d[\d.]*([eE][+-]?\d+)?|inf|nan)"
+_NUMBERS = re.compile(rf"{_NUMBER}(; {_NUMBER})*")
+
+
+def _no_formula(value: object) -> object:
+    """A cell's text with an apostrophe before it where a spreadsheet would take it for a formula."""
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBERS.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
 def _csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, lineterminator="\n")
+    texts = table.select_dtypes(exclude="number").columns
+    safe = table.assign(**{str(column): table[column].map(_no_formula) for column in texts})
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 class _Cell(NamedTuple):
@@ -186,7 +202,8 @@ def _footnotes(table: pd.DataFrame, notes: Sequence[str]) -> list[str]:
 
 
 def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text for Markdown: no tag, no cell and no line of its own."""
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def _paper_markdown(table: pd.DataFrame, notes: Sequence[str]) -> str:
@@ -213,6 +230,7 @@ def _paper_markdown(table: pd.DataFrame, notes: Sequence[str]) -> str:
 
 _LATEX = str.maketrans(
     {
+        "\n": " ",
         "\\": r"\textbackslash{}",
         **{character: f"\\{character}" for character in "%&_#${}"},
         "^": r"\textasciicircum{}",

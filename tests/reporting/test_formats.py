@@ -224,3 +224,26 @@ def test_the_images_of_comparisons_of_maps_alone(tmp_path):
     table = pd.DataFrame([("ebpg", "guided − control", 1.0, 0.5, 1.5, "points", 3, 4, "1; 1; 1")], columns=COLUMNS)
     write_comparisons_markdown(table, tmp_path / "g.md", model="resnet")
     assert (tmp_path / "g.md").read_text(encoding="utf-8").splitlines()[-2:] == ["- All metrics: test images.", CROSSED]
+
+
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1+cmd|'x'!A0", "-2+3+cmd|'x'!A0", "@SUM(A1)", "\t=1"])
+def test_a_name_is_no_formula(text, tmp_path):
+    write_csv(pd.DataFrame({"class_name": [text], "value": [-1.5]}), tmp_path / "t.csv")
+    read = pd.read_csv(tmp_path / "t.csv")
+    assert read["class_name"][0] == f"'{text}"
+    assert read["value"][0] == -1.5
+
+
+@pytest.mark.parametrize("text", ["-0.25", "-1.5e-07; 0.5; -2", "+3", "-inf", "cat", "a=b", ""])
+def test_numbers_and_words_stay_in_csv(text, tmp_path):
+    write_csv(pd.DataFrame({"x": [text], "y": ["z"]}), tmp_path / "t.csv")
+    assert pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)["x"][0] == text
+
+
+def test_a_label_is_no_tag_and_no_line(tmp_path):
+    table = build(rows_of("pretrained", "mine", "<script>alert(1)</script>\n# x"), number=1)
+    write_table(table, tmp_path / "t.csv")
+    text = (tmp_path / "t.md").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script>alert(1)&lt;/script> # x" in text
+    assert "\n\\# x" not in (tmp_path / "t.tex").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from filelock import FileLock, Timeout
 
@@ -60,6 +61,7 @@ TABLES = [
 ]
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 CLAIMS = f"{RESULTS}/claims/claims.csv"
+REPORT = f"{RESULTS}/report/index.html"
 SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
 # Pages of the documentation with the answer and with the sensitivity.
 PAGES = {
@@ -192,6 +194,13 @@ def evaluations_of(run, model):
         for replicate in range(config.replicates)
         for shard in range(config.shards)
     ]
+
+
+def first_replicate(wildcards, shard=0):
+    """The wildcards of a job of the first replicate of the same network."""
+    return SimpleNamespace(
+        run=CONFIG.name, model=wildcards.model, replicate="0", shard=shard
+    )
 
 
 def _where(wildcards, **more):

@@ -50,6 +50,8 @@ rule evaluate:
         "results/{run}/benchmarks/{model}/{replicate}/evaluation/{shard}.tsv"
     conda:
         "../../environment.yml"
+    # Before the next network is trained: a run that is stopped has whole alternatives.
+    priority: 1
     threads: CONFIG.threads
     resources:
         gpu=gpus(),

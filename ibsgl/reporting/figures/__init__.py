@@ -8,6 +8,7 @@ from ibsgl.reporting.figures.deletion import figure4, read_curves
 from ibsgl.reporting.figures.examples import Examples, Explanation, choose_pairs, suppression_examples
 from ibsgl.reporting.figures.mosaic import figure2, figure3
 from ibsgl.reporting.figures.style import save
+from ibsgl.reporting.figures.training import training_curves
 
 __all__ = [
     "Examples",
@@ -19,4 +20,5 @@ __all__ = [
     "read_curves",
     "save",
     "suppression_examples",
+    "training_curves",
 ]

@@ -1,0 +1,126 @@
+"""The report's page: what it says, that text from the data is only text, and that it loads nothing from elsewhere."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from small_report import HOSTILE, LABEL, small_report
+
+from ibsgl.reporting.page import build, content
+
+
+class Parsed(HTMLParser):
+    """The page's text, ids, and the addresses that it refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.ids, self.addresses, self.tags = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[key] for key in ("href", "src") if key in found]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return small_report(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def parsed(report):
+    return Parsed(report.read_text(encoding="utf-8"))
+
+
+def test_the_page_has_everything_in_order(parsed):
+    text = " ".join(" ".join(parsed.words).split())
+    assert [name for name in parsed.ids if name in ("answer", "tables", "figures", "maps", "again")] == [
+        "answer",
+        "tables",
+        "figures",
+        "maps",
+        "again",
+    ]
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for words in (
+        "Guidance improves localisation: no relevant effect with resnet",
+        "no relevant effect",
+        "Table 3.",
+        "35.80",
+        "guided - control",
+        "abc with changes",
+        "1.0 hours",
+        "data set shapes",
+    ):
+        assert words in text, words
+
+
+def test_text_from_the_data_is_text(report, parsed):
+    assert LABEL in "".join(parsed.words)
+    assert parsed.tags.count("script") == 4
+    # Class names are in the browser's data alone, which is a script of its own.
+    assert HOSTILE not in report.read_text(encoding="utf-8")
+    script = (report.parent / "maps.js").read_text(encoding="utf-8")
+    maps = json.loads(script.removeprefix("const MAPS = ").removesuffix(";\n"))
+    assert maps["resnet"]["pairs"][1]["class_name"] == HOSTILE
+    assert "innerHTML" not in (report.parent / "browser.js").read_text(encoding="utf-8")
+
+
+def test_every_address_is_in_the_folder(report, parsed):
+    for address in parsed.addresses:
+        if not address.startswith(("#", "data:")):
+            assert (report.parent / address).is_file(), address
+    styles = "".join(path.read_text(encoding="utf-8") for path in report.parent.glob("*.css"))
+    assert not re.findall(r"url\(['\"]?(?!data:|['\"]?data:)[a-z]+:", styles)
+
+
+def test_the_browser_has_the_scores_of_each_map(report):
+    scores = pd.DataFrame(
+        {
+            "image_id": "a",
+            "target": 3,
+            "variant": "guided",
+            "scored_on": ["guided", "pretrained", "guided"],
+            "replicate": [0, 0, 1],
+            "method": "gradient",
+            "ebpg": [0.25, 0.5, 0.75],
+            "p_full": 0.9,
+            "p_kept": 0.12345678,
+        }
+    )
+    folder = report.parent / "other"
+    folder.mkdir()
+    listing = {
+        "side": 8,
+        "columns": 8,
+        "maps": [["guided", "gradient", "Eq. 3"]],
+        "pairs": [{"image_id": "a", "target": 3}],
+    }
+    (folder / "maps.json").write_text(json.dumps(listing), encoding="utf-8")
+    found = content.browser(folder, scores)
+    assert found["metrics"] == [["ebpg", "EBPG", True]]
+    assert found["pairs"][0]["scores"] == [[0.25, 0.9, 0.1235]]
+
+
+def test_facts_of_a_run():
+    record = {"started": 86400.0, "seconds": 1800.0, "tags": {"commit": "a", "dirty": False, "device": "x"}}
+    facts = content.run_facts([record, record, record | {"started": 0.0}])
+    assert (facts["commits"], facts["devices"]) == (["a"], ["x"])
+    # Two records of one job count once.
+    assert (facts["hours"], facts["first"], facts["last"], facts["records"]) == (1.0, "1970-01-01", "1970-01-02", 3)
+    assert content.run_facts([])["hours"] == 0
+
+
+def test_itables_has_its_script_in_the_expected_form():
+    script, styles = build._datatables()
+    assert re.search(r"window\.DataTable=[\w$]+;", script)
+    assert "export{" not in script
+    assert "</script" not in script
+    assert styles
