@@ -8,7 +8,7 @@ from ibsgl.cli.app import app
 
 # Each adds its commands to the app. The help lists them in this order.
 # isort: off
-from ibsgl.cli import data, training, evaluation, results, report, tools  # noqa: F401
+from ibsgl.cli import data, training, evaluation, results, report, tools, archive  # noqa: F401
 
 # isort: on
 from ibsgl.errors import TrainingError
