@@ -145,6 +145,13 @@ def test_the_answer_is_complete():
     assert len(single) == 2 * sum(claim.same_claim_on_all is None for claim in claims)
 
 
+def test_the_page_for_evaluators_has_every_claim_and_is_short():
+    text = text_of("docs/artifact.md")
+    rows = re.findall(r"^\| (.+?) \| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert rows == [(claim.title, claim.key) for claim in read_claims(ROOT / "results" / "published")]
+    assert len(text.splitlines()) <= 120
+
+
 def test_every_alternative_and_form_has_its_place_among_the_decisions(effects, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import forms
