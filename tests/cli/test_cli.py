@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,12 @@ def script(monkeypatch):
         return end.value.code
 
     return run
+
+
+def test_version_is_the_installed_one_before_any_command():
+    expected = (0, f"ibsgl {version('ibsgl')}\n")
+    assert ibsgl("--version") == expected
+    assert ibsgl("--version", "no-such-command") == expected
 
 
 def test_help_lists_every_step_of_the_workflow():
