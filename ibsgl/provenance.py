@@ -47,25 +47,32 @@ def collect(device: str, **extra: Any) -> dict[str, Any]:
         ``versions`` by package, and ``extra``. ``dirty`` is True if files are changed or untracked. Without a repository,
         ``commit`` is ``"unknown"`` and ``dirty`` is True. There are no paths.
     """
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions: dict[str, str | None] = {"python": platform.python_version(), **package_versions()}
     if device.startswith("cuda"):
         import torch
 
         versions["cuda"] = torch.version.cuda
         name = torch.cuda.get_device_name(device)
     else:
-        name = _processor()
-    commit, dirty = _commit(Path(__file__).resolve())
-    facts = {"commit": commit, "dirty": dirty, "device": name, "platform": platform.platform(), "versions": versions}
+        name = processor()
+    head, dirty = commit()
+    facts = {"commit": head, "dirty": dirty, "device": name, "platform": platform.platform(), "versions": versions}
     return facts | extra
 
 
-def _processor() -> str:
+def package_versions() -> dict[str, str]:
+    """The versions of those of :data:`PACKAGES` that are installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,8 +81,9 @@ def _processor() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine()
 
 
-def _commit(file: Path) -> tuple[str, bool]:
-    """Commit and dirty flag of the repository that tracks ``file``."""
+def commit(file: Path | None = None) -> tuple[str, bool]:
+    """Commit and dirty flag of the repository that tracks ``file``, by default this one; see :func:`collect`."""
+    file = file or Path(__file__).resolve()
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
         # Several steps run git at once, so none may take the lock of the index.

@@ -42,12 +42,13 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """``text`` without the user names and passwords of its URIs."""
     return re.sub(r"(?<=//)[^/@]*@", "", text)
 
 
-def _store_file(uri: str) -> Path | None:
+def store_file(uri: str) -> Path | None:
+    """The file of an SQLite store, or ``None`` if ``uri`` is something else."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
@@ -57,7 +58,7 @@ def _ledger_file(directory: Path, uri: str) -> Path:
 
 def _ledger(directory: Path, uri: str) -> dict[str, str]:
     """Digest of each logged record → its run."""
-    store, path = _store_file(uri), _ledger_file(directory, uri)
+    store, path = store_file(uri), _ledger_file(directory, uri)
     # If the database was removed, the runs in the ledger no longer exist.
     if (store is not None and not store.exists()) or not path.exists():
         return {}
@@ -116,7 +117,7 @@ class _Store:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock an SQLite store. If two processes open a new store at once, they break its migrations."""
-        file = _store_file(self.uri)
+        file = store_file(self.uri)
         if file is None:
             yield
             return
@@ -243,7 +244,7 @@ def log_records(directory: str | os.PathLike[str], experiment: str, parent: Call
 def _reason(error: Exception) -> str:
     """One line for the user. The traceback is printed to the log."""
     traceback.print_exception(error)
-    text = _without_password(" ".join(str(error).split()))
+    text = without_password(" ".join(str(error).split()))
     return "no answer" if text.startswith("API request to") and "failed with exception" in text else text[:200]
 
 
@@ -303,7 +304,7 @@ class _Invocation:
 
 def _message(directory: Path, outcome: Mapping[str, Any]) -> str | None:
     """One line for the user; ``None`` if there was nothing to log."""
-    uri, printed_uri = tracking_uri(), _without_password(tracking_uri())
+    uri, printed_uri = tracking_uri(), without_password(tracking_uri())
     logged, kept = outcome["logged"], outcome["pending"]
     if outcome["error"] is not None:
         server = f"the tracking server at {printed_uri}" if uri.startswith("http") else printed_uri
@@ -400,7 +401,7 @@ class Tracker:
 def flush(name: str, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Log the records that are not logged yet, as an invocation of its own, and print the outcome."""
     if not pending_records(directory):
-        print(f"MLflow: nothing new for {_without_password(tracking_uri())} in {directory}", file=sys.stderr)
+        print(f"MLflow: nothing new for {without_password(tracking_uri())} in {directory}", file=sys.stderr)
         return
     tracker = Tracker(name, directory, settings, targets="track")
     tracker.start()

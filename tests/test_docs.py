@@ -32,7 +32,7 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")
 # On the site this page shows config/README.md.
 CONFIG_PAGE = DOCS / "config.md"
 # Commands of `ibsgl` that are no step of the workflow.
-TOOLS = {"plan", "settings", "track", "measured", "archive", "verify"}
+TOOLS = {"plan", "doctor", "settings", "track", "measured", "archive", "verify"}
 
 every_page = pytest.mark.parametrize("page", PAGES)
 

@@ -31,23 +31,23 @@ def repository(tmp_path):
 
 def test_commit_and_dirty_flag(repository):
     head = git(repository, "rev-parse", "HEAD")
-    assert provenance._commit(repository / "code.py") == (head, False)
+    assert provenance.commit(repository / "code.py") == (head, False)
     (repository / "new.py").write_text("")
-    assert provenance._commit(repository / "code.py") == (head, True)
+    assert provenance.commit(repository / "code.py") == (head, True)
 
 
 def test_an_ignored_file_is_not_the_repositorys_code(repository):
     installed = repository / "environment"
     installed.mkdir()
     (installed / "code.py").write_text("x = 1\n")
-    assert provenance._commit(installed / "code.py") == ("unknown", True)
+    assert provenance.commit(installed / "code.py") == ("unknown", True)
 
 
 def test_no_repository_or_no_git_is_unknown(repository, tmp_path_factory, monkeypatch):
     outside = tmp_path_factory.mktemp("outside") / "code.py"
-    assert provenance._commit(outside) == ("unknown", True)
+    assert provenance.commit(outside) == ("unknown", True)
     monkeypatch.setenv("PATH", "")
-    assert provenance._commit(repository / "code.py") == ("unknown", True)
+    assert provenance.commit(repository / "code.py") == ("unknown", True)
 
 
 def test_facts_are_json_without_paths():

@@ -1,4 +1,4 @@
-"""Commands that are no rule: logging to MLflow, the plan of a run, and a step's settings."""
+"""Commands that are no rule: logging to MLflow, the plan of a run, checks before a run, and a step's settings."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def plan(
         write_json(out, planned.as_dict())
     # In a file or a pipe, a table is as wide as it needs to be.
     show(planned, Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200))
+
+
+@app.command()
+def doctor(configfiles: ConfigFiles = DEFAULT_CONFIG) -> None:
+    """Check what a run needs: packages, device, disk, config, data, weights and MLflow.
+
+    Each line is ok, a note or a problem, with what to do. The exit status is 1 if there is a problem.
+    """
+    from rich.console import Console
+
+    from ibsgl.doctor import run_checks, show
+
+    if not show(run_checks(configfiles), Console(markup=False, highlight=False)):
+        raise typer.Exit(1)
 
 
 @app.command()
