@@ -14,8 +14,27 @@ IMAGENET = SHAPES.with_name("imagenet.yaml")
 TORCHRAY = {"arch": "resnet50", "source": "torchray", "weights": str(SHAPES)}
 
 
+# The file that each overlay belongs on top of.
+BASES = {"study": "shapes", "sensitivity": "shapes", "torchray": "voc2007"}
+
+
 def test_the_default_config_is_valid():
     assert config.load(values()).name == "shapes"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHAPES.parent.glob("*.yaml")))
+def test_every_config_is_valid_named_after_its_file_and_listed(name):
+    files = [SHAPES.with_stem(stem) for stem in (BASES.get(name), name) if stem]
+    assert config.read(files, data=False).name == name
+    assert f"| `config/{name}.yaml` |" in SHAPES.with_name("README.md").read_text(encoding="utf-8")
+
+
+def test_the_demo_has_one_network_one_training_and_methods_of_one_pass():
+    demo = config.read([SHAPES.with_stem("demo")])
+    assert (len(demo.models), demo.replicates, demo.variants) == (1, 1, {})
+    assert demo.methods
+    assert all(attribution.is_single_pass(method) for method in demo.methods)
+    assert demo.data.trainval < config.load(values()).data.trainval
 
 
 @pytest.mark.parametrize(

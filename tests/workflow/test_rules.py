@@ -32,6 +32,14 @@ def test_table3_from_scratch_asks_for_the_first_network_and_no_figure(dry_run, t
     assert not [job for job in jobs if "vgg" in job or "figure" in job or "claims" in job]
 
 
+def test_the_demo_makes_table1_and_figure3_in_few_jobs(dry_run, tmp_path):
+    jobs, output = dry_run(workspace(tmp_path / "clone"), "config/demo.yaml")
+    assert len(jobs) == 12
+    assert not [job for job in jobs if job.startswith("maps ")]
+    assert "results/demo/tables/table1.csv" in output
+    assert "results/demo/figures/figure3.png" in output
+
+
 @pytest.mark.parametrize("target", ["study", "sensitivity"])
 def test_a_target_with_a_config_of_its_own_has_a_folder_of_its_own(fork, tmp_path, target):
     folder = workspace(tmp_path / "clone")
