@@ -7,6 +7,10 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+# The first page of `snakemake --report`.
+report: "workflow/report/workflow.rst"
+
+
 # The default, if the command line names no config. Otherwise Snakemake would merge the two, key by key. The targets `study` and
 # `sensitivity` have a config of their own on top of it. A cluster's jobs read the target from the environment.
 if "models" not in config:

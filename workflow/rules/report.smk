@@ -59,7 +59,12 @@ rule report:
         published="results/published",
         page=PAGE_FILES,
     output:
-        REPORT,
+        report(
+            REPORT,
+            caption="../report/page.rst",
+            category="Report",
+            labels={"page": "report/index.html"},
+        ),
     log:
         f"{RESULTS}/logs/report.log",
     benchmark:

@@ -11,11 +11,26 @@ for model, numbers in NUMBERS.items():
             published="results/published",
         output:
             tables=[
+                report(
+                    f"{RESULTS}/tables/table{number}.csv",
+                    caption="../report/table.rst",
+                    category="Tables",
+                    labels={"table": f"Table {number}", "network": model},
+                )
+                for number in numbers
+            ],
+            texts=[
                 f"{RESULTS}/tables/table{number}.{kind}"
                 for number in numbers
-                for kind in ("csv", "md", "tex")
+                for kind in ("md", "tex")
             ],
-            comparisons=multiext(f"{RESULTS}/tables/comparisons_{model}", ".csv", ".md"),
+            comparisons=report(
+                f"{RESULTS}/tables/comparisons_{model}.csv",
+                caption="../report/comparisons.rst",
+                category="Tables",
+                labels={"table": "what guidance does", "network": model},
+            ),
+            comparisons_text=f"{RESULTS}/tables/comparisons_{model}.md",
             others=[
                 f"{RESULTS}/tables/{name}_{model}.csv"
                 for name in ("classification", "cross_scoring", "diagnostics")
@@ -73,7 +88,12 @@ rule claims:
         ],
         published="results/published",
     output:
-        csv=CLAIMS,
+        csv=report(
+            CLAIMS,
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"table": "verdicts"},
+        ),
         markdown=Path(CLAIMS).with_suffix(".md").as_posix(),
     log:
         f"{RESULTS}/logs/claims.log",
@@ -109,7 +129,12 @@ rule figure:
             variant=("pretrained", "guided"),
         ),
     output:
-        png=f"{RESULTS}/figures/figure{{number}}.png",
+        png=report(
+            f"{RESULTS}/figures/figure{{number}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "Figure {number}"},
+        ),
         pdf=f"{RESULTS}/figures/figure{{number}}.pdf",
     log:
         f"{RESULTS}/logs/figure{{number}}.log",
@@ -142,7 +167,12 @@ rule figure4:
             path for model in MODELS for path in evaluations_of(CONFIG.name, model)
         ],
     output:
-        png=f"{RESULTS}/figures/figure4.png",
+        png=report(
+            f"{RESULTS}/figures/figure4.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "Figure 4"},
+        ),
         pdf=f"{RESULTS}/figures/figure4.pdf",
         csv=f"{RESULTS}/figures/figure4.csv",
     log:
@@ -220,7 +250,12 @@ if CONFIG.alternatives:
         output:
             csv=SENSITIVITY,
             markdown=Path(SENSITIVITY).with_suffix(".md").as_posix(),
-            png=Path(SENSITIVITY).with_suffix(".png").as_posix(),
+            png=report(
+                Path(SENSITIVITY).with_suffix(".png").as_posix(),
+                caption="../report/sensitivity.rst",
+                category="Claims",
+                labels={"figure": "sensitivity"},
+            ),
         log:
             f"{RESULTS}/logs/sensitivity.log",
         benchmark:
