@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ibsgl.reporting.claims import answer
+from ibsgl.reporting.claim_texts import answer
 from ibsgl.reporting.comparisons import METRIC_LABELS
 
 ROOT = Path(__file__).parents[1]

@@ -152,7 +152,8 @@ def claims(
     """The verdict on each claim of the paper: effect, interval, every replicate's value, and one sentence."""
     from ibsgl import provenance
     from ibsgl.config.steps import Claims
-    from ibsgl.reporting.claims import evaluate_claims, read_claims, write_claims
+    from ibsgl.reporting.claim_texts import write_claims
+    from ibsgl.reporting.claims import evaluate_claims, read_claims
     from ibsgl.reporting.tables import deviations_of_run
 
     started, step = time.time(), parse(Claims, settings)

@@ -302,7 +302,11 @@ class Tables(_ConfigStep):
 class Claims(_ConfigStep):
     """The verdicts on the paper's claims, on all networks of the run."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.claims", "ibsgl.reporting.tables")
+    entry: ClassVar[tuple[str, ...]] = (
+        "ibsgl.reporting.claims",
+        "ibsgl.reporting.claim_texts",
+        "ibsgl.reporting.tables",
+    )
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from score_rows import BASELINES, VARIANTS, run
 
-from ibsgl.reporting.claims import answer, collapsed, evaluate_claims, read_claims, write_claims
+from ibsgl.reporting.claim_texts import answer, write_claims
+from ibsgl.reporting.claims import collapsed, evaluate_claims, read_claims
 from ibsgl.reporting.verdicts import Verdict
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"

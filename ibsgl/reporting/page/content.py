@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from ibsgl.metrics import METRICS
-from ibsgl.reporting.claims import VERDICTS, answer, claim_rows
+from ibsgl.reporting.claim_texts import VERDICTS, answer, claim_rows
 from ibsgl.reporting.comparisons import METRIC_LABELS
 from ibsgl.reporting.page.thumbnails import LISTING
 from ibsgl.reporting.tables import NOT_COMPARABLE, NOT_PUBLISHED, NOT_RUN, deviations_of_run, table_metrics
@@ -81,7 +81,7 @@ def page_context(
 
 
 def read_claims_table(csv: Path) -> pd.DataFrame:
-    """A table of :func:`ibsgl.reporting.claims.write_claims`."""
+    """A table of :func:`ibsgl.reporting.claim_texts.write_claims`."""
     return pd.read_csv(csv, dtype=dict.fromkeys(_TEXTS, str)).fillna(_TEXTS)
 
 
