@@ -47,7 +47,7 @@ rule all:
         REPORT,
 
 
-# One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.py.
+# One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.
 onstart:
     # Only a dry run beside this one can still hold the lock, and not for long.
     RUNNING.acquire(timeout=60)

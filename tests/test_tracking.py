@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from ibsgl import files, provenance, tracking
-from ibsgl.tracking import Tracker, _Invocation, _message, log_records, pending_records
+from ibsgl.tracking import Tracker, follower, ledger, pending_records
+from ibsgl.tracking.follower import message
+from ibsgl.tracking.invocation import Invocation
 
 RESULT_IDS = [f"resnet/guided/m{i}" for i in range(6)]
 
@@ -88,7 +90,7 @@ def runs(experiment, uri=None):
 
 
 def log(name, records, **facts):
-    invocation = _Invocation(name, records, **facts)
+    invocation = Invocation(name, records, **facts)
     assert invocation.log(), invocation.error
     invocation.close("FINISHED")
     return invocation.logged
@@ -194,21 +196,35 @@ def test_a_crash_before_the_ledger_is_written_repeats_one_run_which_supersedes_t
 
 
 def test_no_parent_without_a_record(records):
-    def parent():
-        raise AssertionError("asked for a parent run")
+    invocation = Invocation("empty", records)
+    assert invocation.log()
+    assert (invocation.run, invocation.logged) == (None, 0)
+    assert runs("empty") == ([], [])
 
-    assert log_records(records, "empty", parent) == 0
+
+def test_records_that_come_while_others_are_logged_are_counted_too(records, monkeypatch):
+    write(records, "a")
+    reads = []
+
+    def second_comes_late(directory):
+        if reads:
+            write(records, "b")
+        reads.append(directory)
+        return pending_records(directory)
+
+    monkeypatch.setattr("ibsgl.tracking.invocation.pending_records", second_comes_late)
+    assert log("late", records) == 2
 
 
 def test_server_away_keeps_the_records_for_the_next_run(records, away, store, monkeypatch, capsys):
     write(records)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
-    invocation = _Invocation("away", records)
+    invocation = Invocation("away", records)
     assert not invocation.log()
     invocation.close("FINISHED")
     assert (invocation.run, invocation.logged) == (None, 0)
-    message = _message(records, invocation.outcome())
-    assert message.startswith(f"MLflow: the tracking server at {away} did not answer; 1 record is kept in {records}")
+    said = message(records, invocation.outcome())
+    assert said.startswith(f"MLflow: the tracking server at {away} did not answer; 1 record is kept in {records}")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert log("away", records) == 1
@@ -223,7 +239,7 @@ def test_a_store_that_keeps_its_client_waiting_holds_the_end_for_a_moment_only(r
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
-        monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+        monkeypatch.setattr(follower, "PATIENCE", 1.0)
         tracker = Tracker("silent", records, {})
         tracker.start()
         started = time.monotonic()
@@ -240,7 +256,10 @@ def test_two_followers_on_a_fresh_store_lose_and_repeat_nothing(two_followers, s
     assert not any("ibsgl.superseded" in run.data.tags for run in children)
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
     assert {run.info.status for run in parents} == {"FAILED"}
-    assert "logged to sqlite:///mlflow.db; see them with: mlflow ui\n" in said
+    assert (
+        "logged to sqlite:///mlflow.db; see them with: mlflow ui, then http://127.0.0.1:5000/#/experiments/1/runs"
+        in said
+    )
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert pending_records("results/tiny/records") == []
@@ -295,7 +314,7 @@ def test_removing_the_database_starts_over(folder):
     records = folder / "records"
     write(records)
     (record,) = pending_records(records)
-    files.write_json(tracking._ledger_file(records, tracking.DEFAULT_URI), {record["digest"]: "run"})
+    files.write_json(ledger.ledger_file(records, ledger.DEFAULT_URI), {record["digest"]: "run"})
     (folder / "mlflow.db").touch()
     assert pending_records(records) == []
     (folder / "mlflow.db").unlink()
@@ -303,23 +322,29 @@ def test_removing_the_database_starts_over(folder):
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"),
+    ("uri", "where"),
     [
-        (None, "MLflow: 61 runs logged to sqlite:///mlflow.db; see them with: mlflow ui"),
-        ("http://u:secret@host:5000", "MLflow: 61 runs logged to http://host:5000; see them there"),
+        (None, "sqlite:///mlflow.db; see them with: mlflow ui, then http://127.0.0.1:5000/#/experiments/7/runs"),
+        ("http://u:secret@host:5000/", "http://host:5000/; see them with: http://host:5000/#/experiments/7/runs"),
         (
             "sqlite:////d/m.db",
-            "MLflow: 61 runs logged to sqlite:////d/m.db; see them with: mlflow ui --backend-store-uri sqlite:////d/m.db",
+            "sqlite:////d/m.db; see them with: mlflow ui --backend-store-uri sqlite:////d/m.db, "
+            "then http://127.0.0.1:5000/#/experiments/7/runs",
         ),
     ],
 )
-def test_message(uri, message, folder, monkeypatch):
+def test_message(uri, where, folder, monkeypatch):
     if uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     records = Path("results/tiny/records")
-    assert _message(records, {"logged": 61, "pending": 0, "error": None}) == message
-    failed = _message(records, {"logged": 3, "pending": 2, "error": "disk full"})
+    done = {"logged": 61, "pending": 0, "error": None, "experiment": "7"}
+    assert message(records, done) == f"MLflow: 61 runs logged to {where}"
+    assert message(records, done | {"logged": 0}) is None
+    failed = message(records, done | {"logged": 3, "pending": 2, "error": "disk full"})
     assert failed.endswith(
         "failed (disk full); 2 records are kept in results/tiny/records and will be logged at the next run"
     )
     assert "secret" not in failed
+    assert message(records, done | {"error": "no answer"}).endswith(
+        "did not answer at the end of the run; all records are logged"
+    )

@@ -1,0 +1,61 @@
+"""Where records are logged to, and which are logged already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ibsgl import provenance
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+# Where `mlflow ui` serves its pages if no port is given.
+UI_ADDRESS = "http://127.0.0.1:5000"
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or the store that ``mlflow ui`` opens by default in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def without_password(text: str) -> str:
+    """``text`` without the user names and passwords of its URIs."""
+    return re.sub(r"(?<=//)[^/@]*@", "", text)
+
+
+def store_file(uri: str) -> Path | None:
+    """The file of an SQLite store; ``None`` for any other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def where_to_look(experiment_id: str) -> str:
+    """What to do to see the runs of an experiment. Without the path, the page would show traces, and there are none."""
+    uri, printed_uri = tracking_uri(), without_password(tracking_uri())
+    path = f"#/experiments/{experiment_id}/runs"
+    if uri.startswith("http"):
+        return f"{printed_uri.rstrip('/')}/{path}"
+    store = "" if uri == DEFAULT_URI else f" --backend-store-uri {printed_uri}"
+    return f"mlflow ui{store}, then {UI_ADDRESS}/{path}"
+
+
+def ledger_file(directory: Path, uri: str) -> Path:
+    """The ledger of the records in ``directory`` for one tracking URI."""
+    return directory / ".logged" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.json"
+
+
+def read_ledger(directory: Path, uri: str) -> dict[str, str]:
+    """Digest of each logged record → its run."""
+    store, path = store_file(uri), ledger_file(directory, uri)
+    # If the database was removed, the runs in the ledger no longer exist.
+    if (store is not None and not store.exists()) or not path.exists():
+        return {}
+    return json.loads(path.read_text())
+
+
+def pending_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records that are not logged to :func:`tracking_uri` yet, oldest first."""
+    ledger = read_ledger(Path(directory), tracking_uri())
+    return [record for record in provenance.read_records(directory) if record["digest"] not in ledger]
