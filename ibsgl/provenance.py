@@ -138,7 +138,7 @@ def write_record(
 
     Args:
         directory: the folder with the records of one config.
-        result_id: the result, for example ``resnet/guided/rise`` or ``table3``.
+        result_id: the result, for example ``resnet/0/guided/rise`` or ``table3``.
         kind: ``training``, ``evaluation``, ``table`` or ``figure``.
         settings: the settings that the result depends on.
         metrics: final values by name.

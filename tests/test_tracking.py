@@ -1,6 +1,7 @@
 """Records into a real SQLite store: completely, once each, and also after a server was away or a process was killed."""
 
 import io
+import json
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from ibsgl.tracking import Tracker, follower, ledger, pending_records
 from ibsgl.tracking.follower import message
 from ibsgl.tracking.invocation import Invocation
 
-RESULT_IDS = [f"resnet/guided/m{i}" for i in range(6)]
+RESULT_IDS = [f"resnet/0/guided/m{i}" for i in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,9 @@ def away(monkeypatch):
     return address
 
 
-def write(records, result_id="resnet/guided", started=1_700_000_000.0, **changes):
+def write(records, result_id="resnet/0/guided", started=1_700_000_000.0, kind="training", **changes):
     facts = {"settings": {"seed": 1}, "metrics": {"test_accuracy": 0.9}, "tags": {}, "seconds": 60.0}
-    provenance.write_record(records, result_id, "training", started=started, **(facts | changes))
+    provenance.write_record(records, result_id, kind, started=started, **(facts | changes))
 
 
 def runs(experiment, uri=None):
@@ -85,7 +86,7 @@ def runs(experiment, uri=None):
     client = MlflowClient(uri or tracking.tracking_uri())
     found = client.get_experiment_by_name(experiment)
     every = client.search_runs([found.experiment_id]) if found else []
-    parents = [run for run in every if run.data.tags.get("ibsgl.kind") == "invocation"]
+    parents = [run for run in every if run.data.tags.get("kind") == "invocation"]
     return parents, [run for run in every if run not in parents]
 
 
@@ -117,7 +118,7 @@ def test_a_record_becomes_a_run_with_all_that_it_says(records, folder):
     assert parent.data.params == {"name": "whole", "models.a": "1"}
     assert parent.data.tags["ibsgl.targets"] == "table1"
 
-    assert run.info.run_name == run.data.tags["ibsgl.result_id"] == "resnet/guided"
+    assert run.info.run_name == run.data.tags["ibsgl.result_id"] == "resnet/0/guided"
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
     assert run.info.status == "FINISHED"
     assert run.data.params.pop("long") == "x" * 6000
@@ -132,7 +133,10 @@ def test_a_record_becomes_a_run_with_all_that_it_says(records, folder):
         "mlflow.source.name": "ibsgl",
         "mlflow.source.git.commit": "c0ffee",
         "git.dirty": "false",
-        "ibsgl.kind": "training",
+        "kind": "training",
+        "model": "resnet",
+        "replicate": "0",
+        "variant": "guided",
         "device": "CPU",
         "version.torch": "2.0",
         "data_digest": digest,
@@ -142,18 +146,84 @@ def test_a_record_becomes_a_run_with_all_that_it_says(records, folder):
     assert run.data.metrics["L_ib"] != run.data.metrics["L_ib"]
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.name == "whole"
-    assert digest.startswith(data.dataset.digest)
+    assert data.dataset.digest == digest[:36]
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "training")]
+    (data,) = parent.inputs.dataset_inputs
+    assert data.dataset.digest == digest[:36]
 
     client = MlflowClient(tracking.tracking_uri())
     epochs = client.get_metric_history(run.info.run_id, "loss")
     assert sorted((metric.step, metric.value) for metric in epochs) == [(1, 2.0), (2, 1.5)]
     assert [file.path for file in client.list_artifacts(run.info.run_id, "tables")] == ["tables/table1.csv"]
-    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["config.yaml", "summary.html"]
+
+
+def test_tables_are_shown_as_tables_and_the_parent_has_the_answer(records, folder):
+    from mlflow import MlflowClient
+
+    text = "Table 1\n\n| Metric | EBPG |\n|---|---|\n| Ours | 1.00 |\n"
+    for name, content in (("table1.csv", "row,ebpg\nOurs,1\nRISE,not run\n"), ("table1.md", text), ("broken.csv", "")):
+        (folder / name).write_text(content)
+    settings = {"name": "answer", "data": {"source": "shapes"}, "models": {"resnet": {}}}
+    write(
+        records,
+        "table1",
+        kind="table",
+        settings={"model": "resnet", "config": {"data": {"source": "shapes"}}},
+        metrics={"guided.gradient.ebpg": 1.0, "pretrained.rise.ebpg": 2.0},
+        artifacts=["table1.csv", "table1.md", "broken.csv"],
+        tags={"data_digest": "d" * 64},
+    )
+    assert log("answer", records, settings=settings) == 1
+    (parent,), (run,) = runs("answer")
+    assert run.data.tags.items() >= {"kind": "table", "model": "resnet"}.items()
+    assert not {"replicate", "variant", "method", "alternative"} & run.data.tags.keys()
+    client = MlflowClient(tracking.tracking_uri())
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert "table1.json" in names
+    assert "broken.json" not in names
+    shown = json.loads(Path(client.download_artifacts(run.info.run_id, "table1.json", str(folder))).read_text())
+    assert shown == {"columns": ["row", "ebpg"], "data": [["Ours", "1"], ["RISE", "not run"]]}
+
+    assert parent.data.metrics == {"resnet.guided.ebpg": 1.0}
+    assert "| Ours | 1.00 |" in parent.data.tags["mlflow.note.content"]
+    for each in (parent, run):
+        (data,) = each.inputs.dataset_inputs
+        assert data.dataset.name == "shapes"
+
+
+def test_a_summary_that_fails_loses_no_run(records, monkeypatch):
+    def broken(*arguments):
+        raise ValueError("no template\nat all")
+
+    write(records)
+    monkeypatch.setattr("ibsgl.summary.page", broken)
+    invocation = Invocation("unsummed", records)
+    assert invocation.log()
+    invocation.close("FINISHED")
+    outcome = invocation.outcome()
+    assert (outcome["logged"], outcome["error"], outcome["warning"]) == (1, None, "no template at all")
+    (parent,), (child,) = runs("unsummed")
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_an_alternatives_record_is_a_run_of_its_own(records):
+    write(records)
+    write(records.parent / "alternatives" / "mu_4" / "records", started=1_700_000_001.0)
+    assert log("alternatives", records) == 2
+    assert log("alternatives", records) == 0
+    _, children = runs("alternatives")
+    assert {run.info.run_name: run.data.tags.get("alternative") for run in children} == {
+        "resnet/0/guided": None,
+        "alternatives/mu_4/resnet/0/guided": "mu_4",
+    }
+    assert {run.data.tags["variant"] for run in children} == {"guided"}
+    assert not any("ibsgl.superseded" in run.data.tags for run in children)
 
 
 def test_a_record_is_logged_once_and_a_new_execution_supersedes_it(records):
     write(records)
-    write(records, "vgg/guided")
+    write(records, "vgg/0/guided")
     assert log("again", records) == 2
     assert log("again", records) == 0
     parents, children = runs("again")
@@ -166,8 +236,8 @@ def test_a_record_is_logged_once_and_a_new_execution_supersedes_it(records):
     superseded = [r.info.start_time for r in children if r.data.tags.get("ibsgl.superseded") == "true"]
     assert superseded == [1_700_000_000_000]
     assert {r.data.tags["ibsgl.result_id"] for r in children if "ibsgl.superseded" not in r.data.tags} == {
-        "resnet/guided",
-        "vgg/guided",
+        "resnet/0/guided",
+        "vgg/0/guided",
     }
 
 
@@ -247,6 +317,20 @@ def test_a_store_that_keeps_its_client_waiting_holds_the_end_for_a_moment_only(r
     assert time.monotonic() - started < 60
     assert "did not answer; 1 record is kept" in capsys.readouterr().err
     assert len(pending_records(records)) == 1
+
+
+def test_a_slow_follower_that_makes_progress_is_waited_for(folder, monkeypatch, capsys):
+    outcome = {"logged": 2, "pending": 0, "error": None, "experiment": "1", "warning": "disk full"}
+    code = f"import sys, time; sys.stdin.read(); time.sleep(3); print({json.dumps(json.dumps(outcome))})"
+    left = iter([["a", "b"], ["a"], [], *([["c"], []] * 50)])
+    monkeypatch.setattr(follower, "pending_records", lambda directory: next(left))
+    monkeypatch.setattr(follower, "PATIENCE", 1.0)
+    tracker = Tracker("slow", folder / "records", {})
+    tracker._process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    tracker.finish("FINISHED")
+    logged, warning = capsys.readouterr().err.splitlines()
+    assert logged.startswith("MLflow: 2 runs logged to ")
+    assert warning == "MLflow: the parent run has no complete summary (disk full)"
 
 
 def test_two_followers_on_a_fresh_store_lose_and_repeat_nothing(two_followers, store, monkeypatch):

@@ -84,10 +84,13 @@ class Tracker:
             return
         process, self._process = self._process, None
         pending, output = len(pending_records(self.directory)), None
+        word: bytes | None = status.encode()
         while output is None:
             try:
-                output, _ = process.communicate(status.encode(), timeout=PATIENCE)
+                output, _ = process.communicate(word, timeout=PATIENCE)
             except subprocess.TimeoutExpired:
+                # Python has sent it, or will: it takes the input of the first call only.
+                word = None
                 left = len(pending_records(self.directory))
                 if left == pending:
                     process.kill()
@@ -104,6 +107,8 @@ class Tracker:
             return
         if line := message(self.directory, outcome):
             print(line, file=sys.stderr)
+        if warning := outcome.get("warning"):
+            print(f"MLflow: the parent run has no complete summary ({warning})", file=sys.stderr)
 
     def close(self) -> None:
         """Log the remaining records at the end of the process, also if Snakemake has called no handler.

@@ -6,12 +6,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
-from ibsgl import files, provenance
+from ibsgl import files, provenance, summary
 from ibsgl.tracking.ledger import ledger_file, pending_records, read_ledger, tracking_uri, without_password
 from ibsgl.tracking.store import Store, run_tags
 
@@ -37,6 +38,7 @@ class Invocation:
     run: str | None = None
     logged: int = 0
     error: str | None = None
+    warning: str | None = None
     _store: Store | None = None
 
     def log(self) -> bool:
@@ -74,14 +76,16 @@ class Invocation:
     def store(self) -> Store:
         """The store, which is opened at the first call."""
         if self._store is None:
-            self._store = Store(self.name)
+            # Only a data set in VOC layout can be any data set. Its config's name says which.
+            source = self.settings.get("data", {}).get("source", "voc")
+            self._store = Store(self.name, self.name if source == "voc" else source)
         return self._store
 
     def parent(self) -> str:
         """The id of the parent run, which is created at the first call."""
         if self.run is None:
             store = self.store()
-            tags = run_tags(provenance.collect("cpu")) | {"ibsgl.kind": "invocation", "ibsgl.targets": self.targets}
+            tags = run_tags(provenance.collect("cpu")) | {"kind": "invocation", "ibsgl.targets": self.targets}
             with store.locked():
                 title = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
                 self.run = store.create(title, self.started, self.settings, tags)
@@ -90,15 +94,36 @@ class Invocation:
         return self.run
 
     def close(self, status: Status) -> None:
-        """End the parent run."""
+        """Log what the whole run found, and end the parent run."""
         if self.run is None:
             return
         try:
             store = self.store()
+            if self.error is None:
+                self._summarise(store, self.run)
             with store.locked():
                 store.client.set_terminated(self.run, status)
         except Exception as error:
             self.error = _reason(error)
+
+    def _summarise(self, store: Store, run: str) -> None:
+        """Give the parent run the data set, the headline values, the answer as its note, and the page of the whole run.
+
+        They are made from all records on disk: an earlier call may have made some of the tables. The records themselves are
+        logged already. So if this fails, ``warning`` is the reason, and nothing else is lost.
+        """
+        try:
+            records = provenance.read_records(self.directory)
+            found = summary.results(self.settings, records)
+            digests = [record["tags"]["data_digest"] for record in records if record["tags"].get("data_digest")]
+            with store.locked():
+                if digests:
+                    store.log_data(run, digests[-1], "training, evaluation")
+                values = [(name, value, 0) for name, value in summary.headline(found).items()]
+                store.log_metrics(run, values, time.time())
+                store.log_summary(run, partial(summary.note, found), summary.page(self.name, found))
+        except Exception as error:
+            self.warning = _reason(error)
 
     def outcome(self) -> dict[str, Any]:
         """The values that the workflow's process needs for its message."""
@@ -106,6 +131,7 @@ class Invocation:
             "logged": self.logged,
             "pending": len(pending_records(self.directory)),
             "error": self.error,
+            "warning": self.warning,
             "experiment": self._store.experiment_id if self._store else None,
         }
 

@@ -56,6 +56,15 @@ def read_ledger(directory: Path, uri: str) -> dict[str, str]:
 
 
 def pending_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records that are not logged to :func:`tracking_uri` yet, oldest first."""
-    ledger = read_ledger(Path(directory), tracking_uri())
-    return [record for record in provenance.read_records(directory) if record["digest"] not in ledger]
+    """The records that are not logged to :func:`tracking_uri` yet, oldest first.
+
+    The records of the alternatives of a sensitivity study are among them. They have the alternative's name under
+    ``alternative``.
+    """
+    directory = Path(directory)
+    ledger = read_ledger(directory, tracking_uri())
+    records = provenance.read_records(directory)
+    for folder in directory.parent.glob(f"alternatives/*/{directory.name}"):
+        records += [record | {"alternative": folder.parent.name} for record in provenance.read_records(folder)]
+    pending = [record for record in records if record["digest"] not in ledger]
+    return sorted(pending, key=lambda record: record["started"])

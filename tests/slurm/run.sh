@@ -215,7 +215,7 @@ from mlflow import MlflowClient
 
 client = MlflowClient("sqlite:///mlflow.db")
 runs = client.search_runs([client.get_experiment_by_name("minimal").experiment_id])
-kinds = [(run.data.tags["ibsgl.kind"], run.info.status) for run in runs]
+kinds = [(run.data.tags["kind"], run.info.status) for run in runs]
 calls = sorted(status for kind, status in kinds if kind == "invocation")
 print(f"MLflow: {len(kinds)} runs, calls: {calls}")
 assert calls == ["FINISHED", "KILLED"], calls

@@ -182,11 +182,11 @@ def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_res
     client = MlflowClient(f"sqlite:///{killed_and_restarted}/mlflow.db")
     experiment = client.get_experiment_by_name("minimal")
     runs = client.search_runs([experiment.experiment_id])
-    parents = {run.info.run_id: run for run in runs if run.data.tags["ibsgl.kind"] == "invocation"}
+    parents = {run.info.run_id: run for run in runs if run.data.tags["kind"] == "invocation"}
     assert sorted(run.info.status for run in parents.values()) == ["FINISHED", "KILLED"]
     children = [run for run in runs if run.info.run_id not in parents and "ibsgl.superseded" not in run.data.tags]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
-    assert sorted((run.data.tags["ibsgl.kind"], run.data.tags["ibsgl.result_id"]) for run in children) == sorted(
+    assert sorted((run.data.tags["kind"], run.data.tags["ibsgl.result_id"]) for run in children) == sorted(
         [
             *(("training", f"resnet/0/{variant}") for variant in METHODS),
             *(
