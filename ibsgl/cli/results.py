@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,10 +44,12 @@ def read_models(evaluations: list[Path]) -> dict[str, Measurements]:
     return {model: read_measurements(of_model) for model, of_model in folders.items()}
 
 
-def write_evaluation_records(records: Path, measurements: Measurements) -> None:
-    """A record for each replicate, variant and method: the means of what was measured."""
+def write_evaluation_records(records: Path, measurements: Measurements, methods: Container[str] | None = None) -> None:
+    """A record for each replicate, variant and method (only ``methods``, if given): the means of what was measured."""
     rows = measurements.scores
     own = rows[rows["scored_on"] == rows["variant"]]
+    if methods is not None:
+        own = own[[method in methods for method in own["method"]]]
     measured = [column for column in own.columns if own[column].dtype.kind == "f"]
     settings = measurements.metadata["settings"]
     for (replicate, variant, method), of_method in own.groupby(["replicate", "variant", "method"], sort=False):
@@ -208,12 +211,8 @@ def sensitivity(
         if len(folder.parts) < 5:
             raise typer.BadParameter(f"{folder} is not …/<alternative>/<model>/…", param_hint="--alternative")
         folders.setdefault(folder.parts[-5], dict(base))[folder.parts[-4:]] = folder
-    table = sensitivity_table(
-        read_claims(published),
-        config,
-        read_models(evaluations),
-        {name: read_models(list(of_alternative.values())) for name, of_alternative in folders.items()},
-    )
+    measured = {name: read_models(list(of_alternative.values())) for name, of_alternative in folders.items()}
+    table = sensitivity_table(read_claims(published), config, read_models(evaluations), measured)
     write_sensitivity(table, out)
     figures.save(tornado(table), out.with_suffix(".png"))
     write_record(
@@ -226,6 +225,12 @@ def sensitivity(
         tags=provenance.collect("cpu"),
         artifacts=[out, *(out.with_suffix(kind) for kind in (".md", ".png", ".pdf"))],
     )
+    if records is None:
+        return
+    for name, model in dict.fromkeys((folder.parts[-5], folder.parts[-4]) for folder in alternatives):
+        # Eq. 3 only. All methods of all alternatives would be about a thousand runs, which MLflow needs minutes to log.
+        place = records.parent / "alternatives" / name / records.name
+        write_evaluation_records(place, measured[name][model], methods={"gradient"})
 
 
 @app.command()

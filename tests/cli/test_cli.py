@@ -13,7 +13,9 @@ import typer.main
 from typer.testing import CliRunner
 
 from ibsgl import cli, config
+from ibsgl.cli.results import write_evaluation_records
 from ibsgl.config.steps import STEPS, step_of
+from ibsgl.provenance import read_records
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "configs" / "tiny.yaml"
@@ -329,3 +331,22 @@ def test_figure_2_needs_r(tmp_path):
     arguments = ["figure", "--index", "i", "--root", "r", "--weights", "m/guided.pt", "--settings", settings]
     assert "r: Figure 2 needs it for every network" in error_of(*arguments, "--out", tmp_path / "out.png")
     assert "figure4 draws Figure 4" in error_of("settings", "figure", "--config", TINY, "--where=number=4")
+
+
+@pytest.mark.parametrize(("methods", "expected"), [(None, ["gradient", "rise"]), ({"gradient"}, ["gradient"])])
+def test_each_method_on_each_variant_has_a_record_with_its_means(tmp_path, methods, expected):
+    rows = [
+        ("gradient", "guided", 1.0),
+        ("gradient", "guided", 3.0),
+        ("rise", "guided", 5.0),
+        ("gradient", "pretrained", 9.0),
+    ]
+    scores = pd.DataFrame(rows, columns=["method", "scored_on", "ebpg"]).assign(variant="guided", replicate=1)
+    facts = {"started": 1.0, "seconds": 2.0, "commit": "c0ffee", "seed": 0}
+    metadata = {"settings": {f"guided/{method}": {"r": 1} for method in ("gradient", "rise")}, "replicates": {1: facts}}
+    write_evaluation_records(tmp_path, SimpleNamespace(model="m", scores=scores, metadata=metadata), methods)
+    records = {record["result_id"]: record for record in read_records(tmp_path)}
+    assert sorted(records) == [f"m/1/guided/{method}" for method in expected]
+    # A map that another variant scored is not counted.
+    assert records["m/1/guided/gradient"]["metrics"] == {"ebpg": 2.0}
+    assert records["m/1/guided/gradient"]["tags"] == {"commit": "c0ffee"}
