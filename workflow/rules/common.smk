@@ -63,6 +63,9 @@ FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 CLAIMS = f"{RESULTS}/claims/claims.csv"
 REPORT = f"{RESULTS}/report/index.html"
 SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
+TORNADO = (
+    [Path(SENSITIVITY).with_suffix(".png").as_posix()] if CONFIG.alternatives else []
+)
 # Pages of the documentation with the answer and with the sensitivity.
 PAGES = {
     "claims": f"docs/measured/{CONFIG.name}.md",

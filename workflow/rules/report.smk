@@ -49,7 +49,7 @@ rule report:
         claims=CLAIMS,
         tables=TABLES,
         comparisons=expand(f"{RESULTS}/tables/comparisons_{{model}}.csv", model=MODELS),
-        figures=FIGURES,
+        figures=FIGURES + TORNADO,
         thumbnails=expand(f"{RESULTS}/report/maps/{{model}}", model=MODELS),
         evaluations=[
             f"{RESULTS}/{model}/0/evaluation/{shard}"

@@ -251,7 +251,7 @@ if CONFIG.alternatives:
             csv=SENSITIVITY,
             markdown=Path(SENSITIVITY).with_suffix(".md").as_posix(),
             png=report(
-                Path(SENSITIVITY).with_suffix(".png").as_posix(),
+                TORNADO[0],
                 caption="../report/sensitivity.rst",
                 category="Claims",
                 labels={"figure": "sensitivity"},
