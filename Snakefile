@@ -56,6 +56,12 @@ onstart:
             logger.info(
                 f"Cancelled what an earlier run left in the queue: {', '.join(leftovers)}"
             )
+    # On a cluster the time left depends on its queue.
+    if workflow.executor_plugin.name == "local":
+        limit = workflow.global_resources.get("gpu").value if gpus() else None
+        logger.addHandler(
+            TimeLeft(workflow.dag, logger, workflow.cores, limit, CONFIG.threads)
+        )
     TRACKER.start()
 
 

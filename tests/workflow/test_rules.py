@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tarfile
 
@@ -30,6 +31,20 @@ def test_table3_from_scratch_asks_for_the_first_network_and_no_figure(dry_run, t
     jobs, _ = dry_run(folder, configured(folder, "tiny", TINY), "table3")
     assert {"table3", "tables_resnet", "evaluate tiny/resnet/0/0"} <= jobs
     assert not [job for job in jobs if "vgg" in job or "figure" in job or "claims" in job]
+
+
+def test_the_time_left_is_printed_once_it_can_be_estimated(fork, tmp_path):
+    folder = workspace(tmp_path / "clone")
+    command = ["results/minimal/index.parquet", "--configfile", configured(folder, "minimal"), "--forceall"]
+    line = re.compile(r"ibsgl: 1 of 2 jobs, \d+ (s|min) so far, about \d+ (s|min) left")
+    outputs = []
+    for options in ([], [], ["--quiet", "progress"], ["--dry-run"]):
+        code, output = fork(snakemake, folder, [*command, *options])
+        assert code == 0, output
+        outputs.append(output)
+    # The index has never run before. The second time its duration is known.
+    assert [len(line.findall(output)) for output in outputs] == [0, 1, 0, 0]
+    assert [output.count("ibsgl: ") for output in outputs] == [0, 1, 0, 0]
 
 
 def test_the_demo_makes_table1_and_figure3_in_few_jobs(dry_run, tmp_path):

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from ibsgl import attribution, devices, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
+from ibsgl.progress import TimeLeft
 from ibsgl.provenance import folder_digest
 from ibsgl.tracking import Tracker
 from ibsgl.training.variants import PRETRAINED
