@@ -198,6 +198,7 @@ rule study:
         TABLES,
         FIGURES,
         CLAIMS,
+        REPORT,
         PAGES["claims"],
 
 
