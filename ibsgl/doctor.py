@@ -329,14 +329,26 @@ def check_weights(place: str, network: NetworkSettings) -> Check:
             return Check("weights", "ok", f"{what}, {network.weights_file}")
         found = f"{place}.weights: there is no file {network.weights_file!r}"
         return Check("weights", "problem", found, "put the file there, or change the key")
-    from ibsgl.networks.torchvision import downloaded_file
-
-    file, megabytes = downloaded_file(network.arch, network.weights)
+    file, megabytes = _download_of(network.arch, network.weights)
     if file.is_file():
         return Check("weights", "ok", f"{what}, {file}")
     size = f" ({megabytes:.0f} MB)" if megabytes else ""
     found = f"{what}, {network.weights}{size} will be downloaded"
     return Check("weights", "note", found, f"without a network, put {file.name} into {file.parent}")
+
+
+# Not beside the network's code: a change there runs the training again.
+def _download_of(arch: str, weights: str) -> tuple[Path, float | None]:
+    """Where torch keeps torchvision's weights, and the size of the download in MB if torchvision states it."""
+    import torch
+    from torchvision import models
+
+    known = models.get_model_weights(arch)
+    chosen = known.DEFAULT if weights == "imagenet" else known[weights]
+    # torchvision states the size in units of 2**20 bytes.
+    size = chosen.meta.get("_file_size")
+    file = Path(torch.hub.get_dir(), "checkpoints", chosen.url.rpartition("/")[2])
+    return file, None if size is None else size * 2**20 / _MB
 
 
 def check_mlflow(uri: str) -> Check:

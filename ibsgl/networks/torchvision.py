@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,29 +35,6 @@ def _weights_enum(arch: str, weights: str) -> WeightsEnum:
     return known[weights]
 
 
-def downloaded_file(arch: str, weights: str) -> tuple[Path, float | None]:
-    """Where torch keeps torchvision's weights after their download.
-
-    Args:
-        arch: the network's name.
-        weights: ``imagenet``, or a name such as ``IMAGENET1K_V1``.
-
-    Returns:
-        The path, whether or not the file is there, and the size of the download in MB, if torchvision states it.
-
-    Raises:
-        ValueError: torchvision has no such weights.
-    """
-    pretrained = _weights_enum(arch, weights)
-    size = pretrained.meta.get("_file_size")
-    # torchvision counts in units of 2**20 bytes.
-    return _cached(pretrained), size if size is None else size * 2**20 / 1e6
-
-
-def _cached(pretrained: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", pretrained.url.rpartition("/")[2])
-
-
 def _torchvision_model(arch: str, num_classes: int, weights: str | None) -> nn.Module:
     """torchvision's network. It has as many classes as its weights, or ``num_classes`` without weights."""
     # Imported here, because torchvision's import takes seconds, and the jobs of small networks do not need it.
@@ -73,7 +49,7 @@ def _torchvision_model(arch: str, num_classes: int, weights: str | None) -> nn.M
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{arch}: torchvision's ImageNet weights could not be downloaded or read ({reason}); put the file "
-            f"{pretrained.url} as {_cached(pretrained).name} into {_cached(pretrained).parent} by hand"
+            f"{pretrained.url} as {pretrained.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints by hand"
         ) from error
 
 
