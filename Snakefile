@@ -58,6 +58,9 @@ onstart:
             )
     # On a cluster the time left depends on its queue.
     if workflow.executor_plugin.name == "local":
+        # Snakemake 9.27 limits how many jobs start in a second. For that its scheduler wakes once a second for every job that
+        # has ended, which takes half a core after 150 jobs. Here the cores limit the jobs.
+        workflow.scheduler.job_rate_limiter = None
         limit = workflow.global_resources.get("gpu").value if gpus() else None
         logger.addHandler(
             TimeLeft(workflow.dag, logger, workflow.cores, limit, CONFIG.threads)
