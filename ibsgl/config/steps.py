@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from importlib.resources import files
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError, model_validator
@@ -411,11 +412,20 @@ class Thumbnails(_NetworkStep):
 class Report(_ConfigStep):
     """The report: what a run has found, as a page."""
 
-    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page", "ibsgl.reporting.tables")
+    entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page", "ibsgl.reporting.figures")
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         return {"config": _config_values(config)}
+
+    def code(self) -> str:
+        """With the page's template, styles and scripts."""
+        templates = files("ibsgl") / "reporting" / "page" / "templates"
+        texts = {file.name: file.read_bytes() for file in templates.iterdir() if file.is_file()}
+        digest = hashlib.sha256(super().code().encode())
+        for name in sorted(texts):
+            digest.update(f"{name}\0{len(texts[name])}\n".encode() + texts[name])
+        return digest.hexdigest()[:16]
 
 
 def _light_methods(config: Config) -> dict[str, dict[str, dict[str, Any]]]:

@@ -67,7 +67,7 @@ def test_version_is_the_installed_one_before_any_command():
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 14
+    assert len(SHELL) == 16
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 

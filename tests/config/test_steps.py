@@ -1,11 +1,15 @@
 """The settings of a step are exactly what its result depends on."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from shapes_config import JOBS, both, changed, named, values
 
 from ibsgl import config
 from ibsgl.config.steps import Guide, step_of
 from ibsgl.randomness import derive_seed
+from ibsgl.reporting import page
 
 
 def test_settings_change_with_what_they_depend_on_and_nothing_else():
@@ -78,3 +82,14 @@ def test_maps_of_a_job_that_there_is_not():
             step_of(loaded, "maps", model="vgg", replicate=0, **where)
     with pytest.raises(config.ConfigError, match="there are: none"):
         step_of(loaded, "maps", model="vgg", replicate=1, variant="pretrained", method="rise")
+
+
+def test_the_reports_code_has_its_template(monkeypatch, tmp_path):
+    step = step_of(config.parse(values()), "report")
+    before = step.code()
+    templates = tmp_path / "reporting" / "page" / "templates"
+    shutil.copytree(Path(page.__file__).parent / "templates", templates)
+    monkeypatch.setattr("ibsgl.config.steps.files", lambda package: tmp_path)
+    assert step.code() == before
+    (templates / "style.css").write_text("body {}", encoding="utf-8")
+    assert step.code() != before

@@ -1,10 +1,4 @@
 # The report: a static page that needs no server and no network.
-PAGE_FILES = sorted(
-    str(path)
-    for path in (Path(workflow.basedir) / "ibsgl/reporting/page/templates").iterdir()
-)
-
-
 rule thumbnails:
     """Pictures of a sample of the test images with all their maps, of the first replicate of one network."""
     input:
@@ -57,7 +51,6 @@ rule report:
             for shard in range(CONFIG.shards)
         ],
         published="results/published",
-        page=PAGE_FILES,
     output:
         report(
             REPORT,
