@@ -20,6 +20,7 @@ from workspaces import (
     METHODS,
     RESULTS,
     SNAKEMAKE,
+    THUMBNAILS,
     by_hand,
     configured,
     environment,
@@ -66,6 +67,7 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
             {
                 *(job("maps", variant, "rise", "0") for variant in ("pretrained", "guided")),
                 job("evaluate", "0"),
+                THUMBNAILS,
                 *RESULTS,
             },
         ),
@@ -74,7 +76,7 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
         ({"bottleneck__alpha": 5.0}, {job("bottleneck"), *GUIDED}),
         ({"seed": 1}, EVERYTHING),
         ({"metrics__miou__top": 0.3}, EVALUATED),
-        ({"variants__shuffled__teacher": "uniform"}, {job("guide", "shuffled"), *EVALUATED}),
+        ({"variants__shuffled__teacher": "uniform"}, {job("guide", "shuffled"), THUMBNAILS, *EVALUATED}),
         (
             {"replicates": 2},
             {
@@ -90,6 +92,7 @@ def test_after_a_run_nothing_is_to_be_done(dry_run, killed_and_restarted):
             {
                 *(job("maps", variant, "rise", shard) for variant in ("pretrained", "guided") for shard in "01"),
                 *(job("evaluate", shard) for shard in "01"),
+                THUMBNAILS,
                 *RESULTS,
             },
         ),

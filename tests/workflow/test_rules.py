@@ -49,7 +49,7 @@ def test_the_time_left_is_printed_once_it_can_be_estimated(fork, tmp_path):
 
 def test_the_demo_makes_table1_and_figure3_in_few_jobs(dry_run, tmp_path):
     jobs, output = dry_run(workspace(tmp_path / "clone"), "config/demo.yaml")
-    assert len(jobs) == 12
+    assert len(jobs) == 14
     assert not [job for job in jobs if job.startswith("maps ")]
     assert "results/demo/tables/table1.csv" in output
     assert "results/demo/figures/figure3.png" in output

@@ -33,7 +33,11 @@ METHODS = {
 }
 
 
-RESULTS = {"tables_resnet", "claims", "figure4"}
+RESULTS = {"tables_resnet", "claims", "figure4", "report"}
+
+
+# The maps of every variant's first replicate, as the report shows them.
+THUMBNAILS = "thumbnails resnet"
 
 
 FIGURES = {"figure 2", "figure 3"}
@@ -53,6 +57,7 @@ GUIDED = {
     job("maps", "guided", "rise", "0"),
     *EVALUATED,
     *FIGURES,
+    THUMBNAILS,
 }
 
 
