@@ -165,7 +165,7 @@ def claims(
         read_claims(published),
         measured,
         config.variant_names,
-        data=config.name if config.data.source == "voc" else config.data.source,
+        data=config.data_name,
         deviations={model: deviations_of_run(of, config, model, published) for model, of in measured.items()},
         multilabel=config.data.multilabel,
         average=config.tables.average,

@@ -262,6 +262,11 @@ class Config(Settings):
         return self.data.folder or f"results/{self.name}/data/VOCdevkit/VOC2007"
 
     @property
+    def data_name(self) -> str:
+        """What people call the data. A folder in VOC layout can be any data set, so the config's name says which."""
+        return self.name if self.data.source == "voc" else self.data.source
+
+    @property
     def test_images(self) -> int:
         """How many images the test split lists; those that show no object are left out later."""
         return self.data.test_images(Path(self.data_root))

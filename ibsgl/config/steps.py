@@ -234,15 +234,23 @@ class Maps(_NetworkStep):
         return (*super().modules(), *map(attribution.module_of, self.methods))
 
 
-class Evaluate(_NetworkStep):
+class _LightMethodsStep(_NetworkStep, ABC):
+    # By variant and name, the settings of the methods whose maps are made here.
+    methods: dict[str, dict[str, dict[str, Any]]]
+
+    def modules(self) -> tuple[str, ...]:
+        """With the methods' own."""
+        methods = sorted({method for methods in self.methods.values() for method in methods})
+        return (*super().modules(), *map(attribution.module_of, methods))
+
+
+class Evaluate(_LightMethodsStep):
     """What is measured on all variants of one replicate: maps of few passes, all scores, losses, deletion curves."""
 
     entry: ClassVar[tuple[str, ...]] = (
         *("ibsgl.evaluation", "ibsgl.metrics", "ibsgl.reporting.score_files", "ibsgl.training.variants"),
     )
     seed: int
-    # By variant and name, the settings of the methods whose maps are made here.
-    methods: dict[str, dict[str, dict[str, Any]]]
     metrics: MetricSettings
     deletion: DeletionSettings
     r: float
@@ -260,11 +268,6 @@ class Evaluate(_NetworkStep):
             "shards": config.shards,
         }
 
-    def modules(self) -> tuple[str, ...]:
-        """With the methods' own."""
-        methods = sorted({method for methods in self.methods.values() for method in methods})
-        return (*super().modules(), *map(attribution.module_of, methods))
-
 
 class _ConfigStep(Step, ABC):
     """A step that compares nearly all of the config with the published settings."""
@@ -276,8 +279,9 @@ class _ConfigStep(Step, ABC):
         return Config.model_validate(self.config)
 
 
-# Keys that change no value of a table.
-_NO_VALUES = {"device", "threads", "shard_size", "batch_size", "figures", "report", "alternatives"}
+# Keys of the machine, and all keys that change no value of a table.
+_MACHINE = {"device", "threads", "shard_size", "batch_size"}
+_NO_VALUES = _MACHINE | {"figures", "report", "alternatives"}
 
 
 def _config_values(config: Config) -> dict[str, Any]:
@@ -385,13 +389,11 @@ class Figure4(_FigureStep):
         }
 
 
-class Thumbnails(_NetworkStep):
+class Thumbnails(_LightMethodsStep):
     """The pictures of the report's map browser, of the first replicate of one network."""
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page.thumbnails",)
     seed: int
-    # By variant and name, the settings of the methods whose maps are made here.
-    methods: dict[str, dict[str, dict[str, Any]]]
     shards: int
     images: int
 
@@ -403,11 +405,6 @@ class Thumbnails(_NetworkStep):
             "images": config.report.images,
         }
 
-    def modules(self) -> tuple[str, ...]:
-        """With the methods' own."""
-        methods = sorted({method for methods in self.methods.values() for method in methods})
-        return (*super().modules(), *map(attribution.module_of, methods))
-
 
 class Report(_ConfigStep):
     """The report: what a run has found, as a page."""
@@ -416,7 +413,8 @@ class Report(_ConfigStep):
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
-        return {"config": _config_values(config)}
+        # The page offers the config for another run. Where that runs is no part of it.
+        return {"config": config.model_dump(mode="json", exclude=_MACHINE)}
 
     def code(self) -> str:
         """With the page's template, styles and scripts."""

@@ -54,6 +54,31 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     _write_text(path, _csv(table))
 
 
+def comparison_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of :func:`ibsgl.reporting.comparisons.comparison_table` as people read them.
+
+    ``metric`` is a label; ``text``, ``interval`` and ``each`` (every training's value) are rounded, ``value`` is not.
+    """
+    rows = []
+    for row in table.itertuples():
+        digits = 2 if row.unit in _PERCENT else 4
+        known = row.metric in METRIC_LABELS
+        rows.append(
+            {
+                "metric": METRIC_LABELS[row.metric] if known else METRICS[row.metric].label.removesuffix("(%)"),
+                "comparison": row.comparison,
+                "value": float(row.value),
+                "text": f"{row.value:.{digits}f}",
+                "interval": _interval(row.low, row.high, digits),
+                "unit": row.unit,
+                "replicates": row.replicates,
+                "images": row.images,
+                "each": "; ".join(f"{float(value):.{digits}f}" for value in str(row.by_replicate).split("; ")),
+            }
+        )
+    return rows
+
+
 def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
     """Write the paired comparisons of one network's variants as Markdown.
 
@@ -72,17 +97,9 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
         "| metric | comparison | mean [95 % interval] | unit | trainings | images | each training |",
         "|---|---|---:|---|---:|---:|---|",
     ]
-    for row in table.itertuples():
-        digits = 2 if row.unit in _PERCENT else 4
-        cells = (
-            METRIC_LABELS[row.metric] if row.metric in METRIC_LABELS else METRICS[row.metric].label.removesuffix("(%)"),
-            row.comparison,
-            f"{row.value:.{digits}f} {_interval(row.low, row.high, digits)}",
-            row.unit,
-            row.replicates,
-            row.images,
-            "; ".join(f"{float(value):.{digits}f}" for value in str(row.by_replicate).split("; ")),
-        )
+    for row in comparison_rows(table):
+        cells = [row[key] for key in ("metric", "comparison", "text", "unit", "replicates", "images", "each")]
+        cells[2] = f"{row['text']} {row['interval']}"
         lines.append(f"| {' | '.join(_markdown(str(cell)) for cell in cells)} |")
     # A label appears once, in the order of the table.
     names = {key: METRIC_LABELS.get(key, "") for key in table["metric"].unique()}

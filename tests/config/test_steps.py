@@ -1,5 +1,6 @@
 """The settings of a step are exactly what its result depends on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ibsgl import config
 from ibsgl.config.steps import Guide, step_of
 from ibsgl.randomness import derive_seed
 from ibsgl.reporting import page
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_settings_change_with_what_they_depend_on_and_nothing_else():
@@ -93,3 +96,11 @@ def test_the_reports_code_has_its_template(monkeypatch, tmp_path):
     assert step.code() == before
     (templates / "style.css").write_text("body {}", encoding="utf-8")
     assert step.code() != before
+
+
+@pytest.mark.parametrize("name", ["shapes", "voc2007", "demo"])
+def test_the_reports_config_makes_the_same_run(name):
+    loaded = config.read([ROOT / "config" / f"{name}.yaml"], data=False)
+    again = config.parse(json.loads(step_of(loaded, "report").to_json())["config"])
+    machine = {"device", "threads", "shard_size", "batch_size"}
+    assert again.model_dump(exclude=machine) == loaded.model_dump(exclude=machine)

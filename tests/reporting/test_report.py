@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from small_report import HOSTILE, LABEL, small_report
 
+from ibsgl.reporting import figures
 from ibsgl.reporting.page import build, content
 
 
@@ -124,3 +125,19 @@ def test_itables_has_its_script_in_the_expected_form():
     assert "export{" not in script
     assert "</script" not in script
     assert styles
+
+
+def test_training_curves_are_those_of_the_records():
+    history = [{"epoch": 1.0, "held_out_accuracy": 0.5}, {"epoch": 2.0, "held_out_accuracy": 0.75}]
+    records = [
+        {"kind": "training", "result_id": f"resnet/{replicate}/{variant}", "history": history}
+        for replicate in (0, 1)
+        for variant in ("pretrained", "control", "guided")
+    ]
+    figure = figures.training_curves(content.histories(records))
+    before, after = figure.axes
+    assert [len(axes.lines) for axes in (before, after)] == [2, 4]
+    assert after.lines[0].get_xydata().tolist() == [[1, 50], [2, 75]]
+    assert [text.get_text() for text in after.get_legend().get_texts()] == ["control", "guided"]
+    with pytest.raises(ValueError, match="no network of this run was trained"):
+        figures.training_curves(content.histories([]))

@@ -48,8 +48,6 @@ rule evaluate:
         "results/{run}/logs/{model}/{replicate}/evaluation/{shard}.log",
     benchmark:
         "results/{run}/benchmarks/{model}/{replicate}/evaluation/{shard}.tsv"
-    # Before the next network is trained: a run that is stopped has whole alternatives.
-    priority: 1
     conda:
         "../../environment.yml"
     threads: CONFIG.threads

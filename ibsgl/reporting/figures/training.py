@@ -15,11 +15,11 @@ _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-
 
 @matplotlib.rc_context(STYLE)
 def training_curves(histories: pd.DataFrame) -> Figure:
-    """A column per network: the loss of the classifier's training, and the held-out score with and without guidance.
+    """A column per network: the held-out score while the classifier is trained, and while the other variants are.
 
     Args:
-        histories: one row per training and epoch: ``model``, ``replicate``, ``variant``, ``epoch``, and ``loss``,
-            ``classification`` (nats) or ``held_out_<score>`` (share), where they were measured.
+        histories: one row per training and epoch: ``model``, ``replicate``, ``variant``, ``epoch``, and
+            ``held_out_<score>`` (a share; NaN where it was not measured).
 
     Raises:
         ValueError: there is no training.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.claim_texts import VERDICTS, answer, claim_rows
-from ibsgl.reporting.comparisons import METRIC_LABELS
+from ibsgl.reporting.formats import comparison_rows
 from ibsgl.reporting.page.thumbnails import LISTING
 from ibsgl.reporting.tables import NOT_COMPARABLE, NOT_PUBLISHED, NOT_RUN, deviations_of_run, table_metrics
 from ibsgl.reporting.verdicts import Verdict
@@ -64,7 +63,7 @@ def page_context(
         "name": config.name,
         "answer": claims_content(read_claims_table(claims)),
         "verdicts": {str(verdict): text for verdict, text in VERDICTS.items()},
-        "data": config.name if config.data.source == "voc" else config.data.source,
+        "data": config.data_name,
         "test_images": scores["image_id"].nunique(),
         "test_pairs": len(scores.drop_duplicates(["image_id", "target"])),
         "networks": {model: of_model.arch for model, of_model in config.models.items()},
@@ -164,25 +163,7 @@ def _cell(cell: pd.Series) -> dict[str, Any]:
 def comparisons(csv: Path) -> dict[str, Any]:
     """``comparisons_<model>.csv`` for the template: ``model``, and ``rows`` with texts."""
     table = pd.read_csv(csv, dtype={"by_replicate": str})
-    rows = []
-    for row in table.itertuples():
-        digits = 2 if row.unit in ("%", "percent", "points", "percentage points") else 4
-        label = METRIC_LABELS.get(row.metric)
-        known = math.isfinite(row.low) and math.isfinite(row.high)
-        rows.append(
-            {
-                "metric": label or METRICS[row.metric].label.removesuffix("(%)"),
-                "comparison": row.comparison,
-                "value": float(row.value),
-                "text": f"{row.value:.{digits}f}",
-                "interval": f"[{row.low:.{digits}f}, {row.high:.{digits}f}]" if known else "[unknown]",
-                "unit": row.unit,
-                "replicates": int(row.replicates),
-                "images": int(row.images),
-                "each": ", ".join(f"{float(value):.{digits}f}" for value in str(row.by_replicate).split("; ")),
-            }
-        )
-    return {"model": csv.stem.removeprefix("comparisons_"), "rows": rows}
+    return {"model": csv.stem.removeprefix("comparisons_"), "rows": comparison_rows(table)}
 
 
 def run_facts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
