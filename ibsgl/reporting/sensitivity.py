@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibsgl.files import written
 from ibsgl.reporting.claims import Claim, compared_with, shown_with
 from ibsgl.reporting.comparisons import METRIC_LABELS, difference_unit, difference_values, interval_note
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.statistics import crossed_estimate
+from ibsgl.seals import sealed
 from ibsgl.training.variants import GUIDED
 
 if TYPE_CHECKING:
@@ -152,13 +152,17 @@ def write_sensitivity(table: pd.DataFrame, csv: str | Path) -> None:
         (path, table.to_csv(index=False, lineterminator="\n")),
         (path.with_suffix(".md"), "\n".join(lines)),
     ):
-        with written(file) as temporary:
+        with sealed(file) as temporary:
             temporary.write_text(f"{text}\n" if not text.endswith("\n") else text, encoding="utf-8", newline="\n")
+
+
+# Alternatives in a panel. Most of 36 change an effect by nothing.
+_SHOWN = 12
 
 
 @matplotlib.rc_context(STYLE)
 def tornado(table: pd.DataFrame) -> Figure:
-    """A panel per network and judged comparison: the change of the effect with each alternative, the largest first.
+    """A panel per network and judged comparison: the changes of the effect with the alternatives, the largest first.
 
     Args:
         table: that of :func:`sensitivity_table`.
@@ -169,22 +173,25 @@ def tornado(table: pd.DataFrame) -> Figure:
     measured = table[table["judged"].astype(bool)].dropna(subset="change")
     if measured.empty:
         raise ValueError("there is no change to draw: no alternative was measured")
-    panels = list(measured.groupby(_PANEL, sort=False))
+    panels = [
+        (name, rows.loc[rows["change"].abs().sort_values(kind="stable").index[-_SHOWN:]])
+        for name, rows in measured.groupby(_PANEL, sort=False)
+    ]
     columns = 2
     heights = [
         0.16 * max(len(rows) for _, rows in panels[at : at + columns]) + 0.9 for at in range(0, len(panels), columns)
     ]
     note = textwrap.wrap(
         "Change of the effect (alternative − base), with its 95 % interval over images and trainings. Zero: the alternative "
-        f"changes nothing. The dotted line: with this change the effect is zero. {NOT_CORRECTED}",
+        f"changes nothing. The dotted line: with this change the effect is zero. Of more than {_SHOWN} alternatives, those "
+        f"that change an effect most are shown; the table has all. {NOT_CORRECTED}",
         int(9 * LETTERS_PER_INCH),
     )
     figure = Figure(figsize=(9, sum(heights) + LINE_HEIGHT * len(note)), layout="constrained")
     grid = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, ((title, model, _, comparison), rows) in zip(grid.flat, panels, strict=False):
-        ordered = rows.reindex(rows["change"].abs().sort_values().index)
+    for axes, ((title, model, _, comparison), ordered) in zip(grid.flat, panels, strict=False):
         places = np.arange(len(ordered))
         low, high = ordered["change"] - ordered["low"], ordered["high"] - ordered["change"]
         axes.barh(places, ordered["change"], color="#0072B2", alpha=0.35, height=0.7)
