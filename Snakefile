@@ -58,6 +58,10 @@ onstart:
             )
     # On a cluster the time left depends on its queue.
     if workflow.executor_plugin.name == "local":
+        os.environ[lifetime.VARIABLE] = str(os.getpid())
+        # On a cluster the jobs' machines have GPUs, and this one may have none.
+        if CONFIG.device == "cuda" and not devices.available():
+            sys.exit("config: device: torch finds no CUDA GPU here; take auto or cpu")
         # Snakemake 9.27 limits how many jobs start in a second. For that its scheduler wakes once a second for every job that
         # has ended, which takes half a core after 150 jobs. Here the cores limit the jobs.
         workflow.scheduler.job_rate_limiter = None

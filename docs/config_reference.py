@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 from ibsgl import attribution
 from ibsgl.config.schema import Config, Model
 from ibsgl.data.sources import DEFAULT, SOURCES, DataSource
+from ibsgl.settings import LARGEST
 
 README = Path(__file__).parents[1] / "config" / "README.md"
 # A generated part stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
@@ -37,12 +38,12 @@ Row = tuple[str, str, str, str]
 
 
 def _bounds(metadata: list[Any]) -> dict[str, float]:
-    """The limits ``ge``, ``gt``, ``le`` and ``lt`` of a field."""
+    """The limits ``ge``, ``gt``, ``le`` and ``lt`` of a field, without the one that all numbers have."""
     return {
         name: limit
         for item in metadata
         for name in ("ge", "gt", "le", "lt")
-        if (limit := getattr(item, name, None)) is not None
+        if (limit := getattr(item, name, None)) not in (None, LARGEST)
     }
 
 

@@ -34,6 +34,13 @@ def identities() -> list[str]:
     return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
 
 
+def available() -> bool:
+    """Whether torch finds a CUDA GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def automatic() -> int:
     """1 if ``device: auto`` means a GPU, 0 if it means the CPU.
 
@@ -42,9 +49,7 @@ def automatic() -> int:
     other devices.
     """
     if "IBSGL_GPU" not in os.environ:
-        import torch
-
-        os.environ["IBSGL_GPU"] = str(int(torch.cuda.is_available()))
+        os.environ["IBSGL_GPU"] = str(int(available()))
     return int(os.environ["IBSGL_GPU"])
 
 

@@ -162,9 +162,6 @@ def _read_config(files: Sequence[Path]) -> tuple[Config | None, Check]:
         from ibsgl import config
 
         loaded = config.read(files, data=False)
-    except OSError as error:
-        found = f"{error.filename or names}: {error.strerror or error}"
-        return None, Check("config", "problem", found, "give the path of a config after --config")
     except Exception as error:
         # An own network or method of the user can raise anything when it is imported.
         known = isinstance(error, ValueError)

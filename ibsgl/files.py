@@ -35,12 +35,3 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` to ``path`` as JSON."""
     with written(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
-    """Write ``content``, a structure of tensors, to ``path`` with ``torch.save``. Equal tensors give equal files."""
-    import torch
-
-    # With a path, torch.save would write the file's name into the archive, and the temporary name is random.
-    with written(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)

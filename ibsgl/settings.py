@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# More than any run can use. A larger value is a slip of the hand.
+LARGEST = 10_000_000
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+PositiveReal = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 ProperFraction = Annotated[float, Field(gt=0, lt=1)]
 

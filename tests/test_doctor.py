@@ -61,10 +61,10 @@ def test_a_line_for_each_check_and_status_0_without_problems():
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (None, "my.yaml: No such file or directory. Give the path"),
+        (None, "there is no file my.yaml"),
         ("a: [", "my.yaml: not readable as YAML"),
         ("- 1", "my.yaml: a config is a list of keys and values"),
-        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"\xff\xfe\x00", "my.yaml: byte 0 is not UTF-8"),
         (
             "name: x\nsead: 1\nmodels: {}\nmethods: {}\n",
             "sead: there is no such key (and 1 more problems). Correct my.yaml",

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ibsgl.files import save_tensors, write_json, written
+from ibsgl.files import write_json, written
 from ibsgl.networks import build_network
 from ibsgl.networks.weights import digest_state
 from ibsgl.provenance import digest_file
+from ibsgl.seals import save_tensors
 
 
 def test_written_replaces_the_file_at_the_end_and_not_before(tmp_path):

@@ -11,6 +11,9 @@ from typing import Annotated
 
 import typer
 
+from ibsgl import seals
+from ibsgl.lifetime import end_with_run
+
 # Errors are plain lines. Boxes would break a key or a path at the terminal's width, and a log has no use for them.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -28,3 +31,5 @@ def options(
     ] = False,
 ) -> None:
     """Options of ``ibsgl`` itself."""
+    end_with_run()
+    seals.begin()

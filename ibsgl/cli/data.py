@@ -44,9 +44,9 @@ def fetch(
 def index(root: Root, settings: Settings, out: Out) -> None:
     """Read a data set's folder once: check it, list its (image, class) pairs, compute its digest."""
     from ibsgl.config.steps import Index
-    from ibsgl.files import written
+    from ibsgl.seals import sealed
 
     step = parse(Index, settings)
     found = step.data.read(root, step.seed)
-    with written(out) as temporary:
+    with sealed(out) as temporary:
         found.save(temporary)

@@ -14,6 +14,7 @@ from ibsgl.cli.options import (
     BatchSize,
     Gpu,
     IndexFile,
+    MapsFiles,
     ModelName,
     Out,
     Replicate,
@@ -27,6 +28,7 @@ from ibsgl.cli.options import (
     device_of,
     load_statistics,
     parse,
+    reads,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +59,8 @@ def maps(
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
     from ibsgl.data.index import shard
-    from ibsgl.files import written
     from ibsgl.maps import compute_maps
+    from ibsgl.seals import sealed
 
     step, device = parse(Maps, settings), device_of(gpu)
     methods = {name: attribution.get(name, **chosen) for name, chosen in step.methods.items()}
@@ -73,7 +75,7 @@ def maps(
         device=device,
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
     )
-    with written(out) as temporary:
+    with sealed(out) as temporary:
         write_maps(temporary, batches, methods, images.size, step.to_dict())
 
 
@@ -84,15 +86,18 @@ def evaluate(
     root: Root,
     weights: WeightsFiles,
     statistics_file: Annotated[
-        Path, typer.Option("--statistics", help="Feature statistics of the pretrained network.")
+        Path,
+        typer.Option(
+            "--statistics", callback=reads("statistics"), help="Feature statistics of the pretrained network."
+        ),
     ],
-    bottleneck_file: Annotated[Path, typer.Option("--bottleneck", help="L^ib of the held-out pairs.")],
+    bottleneck_file: Annotated[
+        Path, typer.Option("--bottleneck", callback=reads("bottleneck"), help="L^ib of the held-out pairs.")
+    ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The folder of the five files. It is created.")],
     replicate: Replicate = 0,
-    maps_files: Annotated[
-        list[Path], typer.Option("--maps", help="Stored maps: …/<variant>/maps/<method>/<shard>.parquet. Repeatable.")
-    ] = [],  # noqa: B006
+    maps_files: MapsFiles = [],  # noqa: B006
     shard_number: Shard = 0,
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from ibsgl import seals
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +20,39 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Step)
 
+
+def reads(kind: str | None) -> Callable[[Any], Any]:
+    """For an option of files: each is checked against its seal. ``None``: what it was made from is not compared with others."""
+
+    def check(value: Path | Sequence[Path] | None) -> Path | Sequence[Path] | None:
+        for path in [value] if isinstance(value, Path) else value or ():
+            seals.check(path, kind)
+        return value
+
+    return check
+
+
 Settings = Annotated[str, typer.Option("--settings", help="What the step depends on, as JSON or @file.")]
 Out = Annotated[Path, typer.Option("--out", help="The output file. It appears when it is complete.")]
-IndexFile = Annotated[Path, typer.Option("--index", help="The data set's index.")]
+IndexFile = Annotated[Path, typer.Option("--index", callback=reads("index"), help="The data set's index.")]
 Root = Annotated[Path, typer.Option("--root", help="The data set's folder.")]
-Weights = Annotated[Path, typer.Option("--weights", help="State dict of the network.")]
-WeightsFiles = Annotated[list[Path], typer.Option("--weights", help="State dicts …/<variant>/network.pt. Repeatable.")]
-StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Feature statistics of the network.")]
+Weights = Annotated[Path, typer.Option("--weights", callback=reads("weights"), help="State dict of the network.")]
+WeightsFiles = Annotated[
+    list[Path],
+    typer.Option("--weights", callback=reads("weights"), help="State dicts …/<variant>/network.pt. Repeatable."),
+]
+StatisticsFile = Annotated[
+    Path | None, typer.Option("--statistics", callback=reads("statistics"), help="Feature statistics of the network.")
+]
+MapsFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--maps", callback=reads("maps"), help="Stored maps: …/<variant>/maps/<method>/<shard>.parquet. Repeatable."
+    ),
+]
+BottleneckFile = Annotated[
+    Path | None, typer.Option("--bottleneck", callback=reads("bottleneck"), help="L^ib of the pairs.")
+]
 Gpu = Annotated[int, typer.Option("--gpu", help="0: CPU; otherwise CUDA.", envvar="IBSGL_GPU")]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images at a time. It changes results only by rounding.")
@@ -36,7 +64,11 @@ Variant = Annotated[str, typer.Option("--variant", help="The variant's name: con
 Replicate = Annotated[int, typer.Option("--replicate", min=0, help="Number of the replicate, from 0.")]
 Evaluations = Annotated[
     list[Path],
-    typer.Option("--evaluation", help="Measured values: <model>/<replicate>/evaluation/<shard>. Repeatable."),
+    typer.Option(
+        "--evaluation",
+        callback=reads("evaluation"),
+        help="Measured values: <model>/<replicate>/evaluation/<shard>. Repeatable.",
+    ),
 ]
 ConfigFiles = Annotated[
     list[Path],
@@ -46,7 +78,8 @@ DEFAULT_CONFIG = [Path("config/shapes.yaml")]
 
 
 def parse(kind: type[S], settings: str) -> S:
-    """The step's settings from the option ``--settings``."""
+    """The step's settings from the option ``--settings``. The files of the other options are checked to belong together."""
+    seals.check_together()
     try:
         text = Path(settings[1:]).read_text(encoding="utf-8") if settings.startswith("@") else settings
         return kind.parse(text)

@@ -14,6 +14,7 @@ from ibsgl.cli.options import (
     Evaluations,
     Gpu,
     IndexFile,
+    MapsFiles,
     Root,
     Settings,
     StatisticsFile,
@@ -22,6 +23,7 @@ from ibsgl.cli.options import (
     device_of,
     load_statistics,
     parse,
+    reads,
 )
 from ibsgl.cli.results import Published, read_models
 
@@ -34,9 +36,7 @@ def thumbnails(
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The folder of the pictures. It is created.")],
     statistics_file: StatisticsFile = None,
-    maps_files: Annotated[
-        list[Path], typer.Option("--maps", help="Stored maps: …/<variant>/maps/<method>/<shard>.parquet. Repeatable.")
-    ] = [],  # noqa: B006
+    maps_files: MapsFiles = [],  # noqa: B006
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
@@ -86,14 +86,19 @@ def thumbnails(
 def report(
     evaluations: Evaluations,
     settings: Settings,
-    claims_file: Annotated[Path, typer.Option("--claims", help="claims.csv.")],
+    claims_file: Annotated[Path, typer.Option("--claims", callback=reads("claims"), help="claims.csv.")],
     out: Annotated[Path, typer.Option("--out", help="The page: …/index.html. What it loads goes beside it.")],
     table_files: Annotated[
         list[Path],
-        typer.Option("--table", help="table<number>.csv or comparisons_<model>.csv, with .md beside it. Repeatable."),
+        typer.Option(
+            "--table",
+            callback=reads("table"),
+            help="table<number>.csv or comparisons_<model>.csv, with .md beside it. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     figure_files: Annotated[
-        list[Path], typer.Option("--figure", help="A figure (PNG), with PDF beside it. Repeatable.")
+        list[Path],
+        typer.Option("--figure", callback=reads("figure"), help="A figure (PNG), with PDF beside it. Repeatable."),
     ] = [],  # noqa: B006
     published: Published = Path("results/published"),
     records: Annotated[Path | None, typer.Option("--records", help="The run's records.")] = None,
@@ -104,7 +109,7 @@ def report(
     """
     import yaml
 
-    from ibsgl import provenance
+    from ibsgl import provenance, seals
     from ibsgl.config.steps import Report
     from ibsgl.files import written
     from ibsgl.reporting import figures
@@ -123,6 +128,8 @@ def report(
         temporary.write_text(
             yaml.safe_dump(step.config, sort_keys=False, allow_unicode=True), encoding="utf-8", newline="\n"
         )
+    for model in measured:
+        seals.check(out.parent / "maps" / model, "thumbnails")
     maps = {model: content.browser(out.parent / "maps" / model, of.scores) for model, of in measured.items()}
     context = content.page_context(
         config,

@@ -21,6 +21,7 @@ from ibsgl.cli.options import (
     dataset,
     device_of,
     parse,
+    reads,
     write_record,
 )
 
@@ -190,7 +191,12 @@ def sensitivity(
     out: Annotated[Path, typer.Option("--out", help="The changes as CSV; .md and the plots (PNG, PDF) go beside it.")],
     alternatives: Annotated[
         list[Path],
-        typer.Option("--alternative", help="…/<alternative>/<model>/<replicate>/evaluation/<shard>. Repeatable."),
+        # Its data and networks may be others.
+        typer.Option(
+            "--alternative",
+            callback=reads(None),
+            help="…/<alternative>/<model>/<replicate>/evaluation/<shard>. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     published: Published = Path("results/published"),
     records: Records = None,
@@ -235,7 +241,10 @@ def sensitivity(
 
 @app.command()
 def measured(
-    table: Annotated[Path, typer.Option("--table", help="claims.csv or sensitivity.csv, with .md beside it.")],
+    table: Annotated[
+        Path,
+        typer.Option("--table", callback=reads("table"), help="claims.csv or sensitivity.csv, with .md beside it."),
+    ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The page (Markdown); the CSV goes beside it.")],
 ) -> None:
@@ -270,7 +279,11 @@ def figure(
     root: Root,
     weights: Annotated[
         list[Path],
-        typer.Option("--weights", help="State dicts <model>/<replicate>/<variant>/network.pt. Repeatable."),
+        typer.Option(
+            "--weights",
+            callback=reads("weights"),
+            help="State dicts <model>/<replicate>/<variant>/network.pt. Repeatable.",
+        ),
     ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The PNG; the PDF goes beside it.")],

@@ -11,6 +11,7 @@ import typer
 from ibsgl.cli.app import app
 from ibsgl.cli.options import (
     BatchSize,
+    BottleneckFile,
     Gpu,
     IndexFile,
     ModelName,
@@ -40,9 +41,8 @@ def classifier(
     records: Records = None,
 ) -> None:
     """Train the network to be explained (equation 2), or with no epochs keep it as it is."""
-    from ibsgl import provenance
+    from ibsgl import provenance, seals
     from ibsgl.config.steps import Classifier
-    from ibsgl.files import save_tensors
     from ibsgl.networks.weights import digest_state
     from ibsgl.training.classifier import starting_network, train_classifier
     from ibsgl.training.scores import classification_scores
@@ -65,7 +65,7 @@ def classifier(
         digest=step.digest(images.index.digest, device.type, *([provenance.digest_file(start)] if start else [])),
     )
     scores = classification_scores(network, images, "test", step.training.batch_size, device)
-    save_tensors(out, network.state_dict())
+    seals.save_tensors(out, network.state_dict())
     write_record(
         records,
         f"{model}/{step.replicate}/pretrained",
@@ -78,7 +78,7 @@ def classifier(
             str(device), data_digest=images.index.digest, weights_digest=digest_state(network.state_dict())
         ),
     )
-    checkpoint.unlink(missing_ok=True)
+    seals.remove(checkpoint)
     key, value = next(iter(scores.items()))
     typer.echo(f"{model} classifier {step.replicate}: test {key} {value:.4f}")
 
@@ -96,8 +96,8 @@ def bottleneck(
 ) -> None:
     """Feature statistics (Section 3.2), and L^ib of every training and held-out pair (equations 4-9)."""
     from ibsgl.config.steps import BottleneckMaps
-    from ibsgl.files import save_tensors
     from ibsgl.precompute import bottleneck_maps, feature_statistics, other_targets
+    from ibsgl.seals import save_tensors
 
     step, device = parse(BottleneckMaps, settings), device_of(gpu)
     images = dataset(index_file, root, step.network.image_size)
@@ -132,7 +132,7 @@ def guide(
     weights: Weights,
     settings: Settings,
     out: Out,
-    bottleneck_file: Annotated[Path | None, typer.Option("--bottleneck", help="L^ib of the training pairs.")] = None,
+    bottleneck_file: BottleneckFile = None,
     statistics_file: StatisticsFile = None,
     gpu: Gpu = 0,
     records: Records = None,
@@ -140,9 +140,8 @@ def guide(
     """Train a variant: with guidance (Algorithm 1), or as the control, whose settings have no guidance."""
     import torch
 
-    from ibsgl import provenance
+    from ibsgl import provenance, seals
     from ibsgl.config.steps import Guide
-    from ibsgl.files import save_tensors
     from ibsgl.networks.weights import digest_state
     from ibsgl.training.guided import collapsed, train_guided
     from ibsgl.training.scores import classification_scores
@@ -173,7 +172,7 @@ def guide(
         digest=step.digest(images.index.digest, device.type, *map(provenance.digest_file, inputs)),
     )
     after = classification_scores(network, images, "test", step.training.batch_size, device)
-    save_tensors(out, network.state_dict())
+    seals.save_tensors(out, network.state_dict())
     key = next(iter(before))
     write_record(
         records,
@@ -188,5 +187,5 @@ def guide(
             str(device), data_digest=images.index.digest, weights_digest=digest_state(network.state_dict())
         ),
     )
-    checkpoint.unlink(missing_ok=True)
+    seals.remove(checkpoint)
     typer.echo(f"{model} {variant} {step.replicate}: test {key} {before[key]:.4f} before, {after[key]:.4f} after")

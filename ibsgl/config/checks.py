@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ibsgl import attribution
+from ibsgl.config.files import read_file
 from ibsgl.config.schema import Config, merge, parse
 from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
+from ibsgl.settings import LARGEST
 
 
 def check(config: Config, data: bool = True) -> Config:
@@ -54,6 +54,9 @@ def _check_methods(config: Config, model: str) -> None:
             attribution.get(method, **settings)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"methods.{method}: {error}") from error
+        for key, value in settings.items():
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise ConfigError(f"methods.{method}.{key}: {value:g} is more than {LARGEST}")
     if set(resolved.methods) != set(config.methods):
         raise ConfigError(f"models.{model}.override.methods: may change settings, not add methods")
 
@@ -100,11 +103,5 @@ def read(files: Sequence[Path], data: bool = True) -> Config:
     """The checked config of ``files``, each on top of the last as Snakemake merges them; see :func:`check`."""
     merged: dict[str, Any] = {}
     for file in files:
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{file}: a config is a list of keys and values")
-        merged = merge(merged, values)
+        merged = merge(merged, read_file(file))
     return load(merged, data=data)

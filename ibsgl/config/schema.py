@@ -27,7 +27,7 @@ from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
 from ibsgl.training.variants import CONTROL, GUIDED, PRETRAINED
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
 
 # Methods that are in every table. The config lists the others.
 BUILT_IN_METHODS = ("gradient", "bottleneck")
@@ -105,8 +105,10 @@ class Config(Settings):
         description="the one seed. Every other seed is derived from it by name (training, method, image id), so batches, "
         "shards and order never change a draw",
     )
-    replicates: Positive = Field(
+    replicates: int = Field(
         1,
+        ge=1,
+        le=1000,
         description="how often the whole pipeline is trained, each time with a training seed of its own. Data, split, "
         "masks and noise stay the same. A verdict needs at least 5",
     )

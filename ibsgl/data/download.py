@@ -39,7 +39,7 @@ class Archive(Settings):
         pattern=r"^[0-9a-f]{32}$",
         description="published checksum, verified before anything is unpacked (32 hexadecimal digits)",
     )
-    bytes: Positive = Field(description="published size. A file of another size is refused before it is downloaded")
+    bytes: int = Field(ge=1, description="published size. A file of another size is refused before it is downloaded")
 
 
 class Download(Settings):

@@ -25,8 +25,9 @@ _SCHEMA = pa.schema(
         "boxes": pa.list_(pa.list_(pa.int32())),
         "width": pa.int64(),
         "height": pa.int64(),
-        "has_mask": pa.bool_(),
         "file": pa.string(),
+        "sha256": pa.string(),
+        "mask_sha256": pa.string(),
         "difficult": pa.list_(pa.int64()),
     }
 )
@@ -42,7 +43,8 @@ class Index:
         root: the data set's folder.
         table: one row per image and class that it shows: ``split`` (one of :data:`SPLITS`), ``image_id``, ``class_name``,
             ``target``, ``boxes`` (list of [x0, y0, x1, y1], 0-based and half-open), ``width`` and ``height`` of the image's
-            file, ``has_mask``, ``file`` (the image's path below the root) and ``difficult`` (the targets of the classes whose
+            file, ``file`` (the image's path below the root), ``sha256`` and ``mask_sha256`` (those of the files of the image
+            and of its mask; empty without a mask) and ``difficult`` (the targets of the classes whose
             objects in this image are all marked difficult). Lengths are in pixels of the file. The order is that of the
             splits, then of the images in their list, then of the targets.
     """
@@ -75,9 +77,13 @@ class Index:
 
 
 def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
-    """:attr:`Index.table` from the rows of each split. The rows have all columns except ``split``."""
+    """:attr:`Index.table` from the rows of each split. The rows have all columns except ``split``.
+
+    Without the columns ``sha256`` and ``mask_sha256`` no step checks that images and masks are those of the index.
+    """
     return pd.DataFrame(
-        [{"split": split, **row} for split in SPLITS for row in rows.get(split, ())], columns=_SCHEMA.names
+        [{"split": split, "sha256": "", "mask_sha256": "", **row} for split in SPLITS for row in rows.get(split, ())],
+        columns=_SCHEMA.names,
     )
 
 

@@ -5,6 +5,8 @@ Images of all shapes are resized to a square, as TorchRay does on VOC 2007. Boxe
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +24,25 @@ _THREADS = 4
 _VOID = 255
 
 
-def _open(path: Path) -> Image.Image:
-    """The decoded image. ``ValueError`` names a file that is missing, truncated or not an image."""
+def _open(path: Path, sha256: str) -> Image.Image:
+    """The decoded image. ``ValueError`` names a file that is missing, truncated, no image, or not the one in the index."""
     try:
-        image = Image.open(path)
+        content = path.read_bytes()
+        image = Image.open(io.BytesIO(content))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: the image cannot be read ({error}); replace the file") from error
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is another file than when the index was made; put that back, or make the index again")
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """``image`` with 8 bits for each of three colours."""
+    if image.mode.startswith("I"):
+        # 16 bits of grey. Pillow would clip them to 8.
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _covered(low: int, high: int, length: int, size: int) -> slice:
@@ -57,7 +70,8 @@ class ImageDataset:
         self.index = index
         self.root = Path(root)
         self.size = size
-        self._files = dict(zip(index.table["image_id"], index.table["file"], strict=True))
+        files = zip(index.table["file"], index.table["sha256"], strict=True)
+        self._files = dict(zip(index.table["image_id"], files, strict=True))
 
     def pairs(self, split: str) -> pd.DataFrame:
         """The index's rows of ``split`` (one of :data:`ibsgl.data.index.SPLITS`), numbered from 0."""
@@ -85,7 +99,8 @@ class ImageDataset:
         return difficult
 
     def _pixels(self, image_id: str) -> np.ndarray:
-        image = _open(self.root / self._files[image_id]).convert("RGB")
+        file, sha256 = self._files[image_id]
+        image = _rgb(_open(self.root / file, sha256))
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def images(self, ids: Sequence[str]) -> torch.Tensor:
@@ -120,9 +135,9 @@ class ImageDataset:
             region[_covered(y0, y1, height, self.size), _covered(x0, x1, width, self.size)] = True
         return region
 
-    def _mask(self, image_id: str, target: int, width: int, height: int) -> np.ndarray:
+    def _mask(self, image_id: str, sha256: str, target: int, width: int, height: int) -> np.ndarray:
         path = mask_path(self.root, image_id)
-        mask = _open(path)
+        mask = _open(path, sha256)
         if mask.mode not in ("P", "L"):
             raise ValueError(
                 f"{path}: a mask must have class numbers (a palette or grey PNG), but its mode is {mask.mode}"
@@ -156,8 +171,8 @@ class ImageDataset:
             raise ValueError(f"regions: kind must be 'boxes' or 'segmentation', not {kind!r}")
         regions = np.zeros((len(pairs), self.size, self.size), dtype=bool)
         for region, row in zip(regions, pairs.itertuples(), strict=True):
-            if kind == "segmentation" and row.has_mask:
-                region[:] = self._mask(row.image_id, row.target, row.width, row.height)
+            if kind == "segmentation" and row.mask_sha256:
+                region[:] = self._mask(row.image_id, row.mask_sha256, row.target, row.width, row.height)
             if not region.any():
                 region[:] = self._boxes(row.boxes, row.width, row.height)
         return torch.from_numpy(regions)

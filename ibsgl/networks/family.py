@@ -49,6 +49,10 @@ class Family(ABC):
             new_classes: whether weights for another number of classes are accepted. The last layer is then a new one.
         """
 
+    def smallest_side(self, arch: str) -> int:
+        """The smallest side of a square image, in pixels, that the network takes."""
+        return 16
+
     def check_classes(self, class_names: Sequence[str]) -> None:  # noqa: B027
         """Raise ``ValueError`` if the network's logits do not stand for ``class_names`` in this order."""
 

@@ -56,7 +56,7 @@ class NetworkSettings(Settings):
         {},
         description="further arguments of a small network (`width: 16`; `resnet_small` needs at least 8) or of the factory",
     )
-    image_size: int = Field(224, ge=16, description="side of the square input, in pixels")
+    image_size: int = Field(224, ge=16, le=4096, description="side of the square input, in pixels")
     multilabel: bool = False
 
     @property
@@ -80,6 +80,8 @@ class NetworkSettings(Settings):
         if family.needs_file and self.weights is None:
             raise ValueError(f"weights: give the file of {family.describe(self.arch)}")
         family.check(self.arch, named_weights(self.weights), self.options, multilabel=self.multilabel)
+        if self.image_size < (smallest := family.smallest_side(self.arch)):
+            raise ValueError(f"image_size: {self.arch} needs at least {smallest} pixels, not {self.image_size}")
 
     def build(self, num_classes: int, weights: str | Path | None = None, *, new_classes: bool = False) -> SplitNetwork:
         """The network with the weights in the file ``weights``, or without one with those of :attr:`weights`."""

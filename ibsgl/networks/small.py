@@ -10,6 +10,8 @@ from torch import nn
 from ibsgl.networks.family import Family
 from ibsgl.networks.split import IMAGENET_MEAN, IMAGENET_STD, SplitNetwork
 
+_WIDEST = 1024
+
 
 def _conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
@@ -36,10 +38,10 @@ class _BasicBlock(nn.Module):
 
 def _resnet_small(num_classes: int, width: int = 16) -> SplitNetwork:
     """A ResNet with one block per stage. 96×96 images give a feature map of (8·width, 6, 6)."""
-    if not isinstance(width, int) or width < 8:
+    if type(width) is not int or not 8 <= width <= _WIDEST:
         # With fewer channels, oneDNN's weight gradient of a 1×1 convolution with stride 2 writes beyond its memory (torch
         # 2.15, CPUs with AVX2 and without AVX-512).
-        raise ValueError(f"width must be an integer of at least 8, not {width!r}")
+        raise ValueError(f"width must be an integer from 8 to {_WIDEST}, not {width!r}")
     w = width
     stem = nn.Sequential(
         _conv_bn_relu(3, w, 2),
@@ -54,6 +56,8 @@ def _resnet_small(num_classes: int, width: int = 16) -> SplitNetwork:
 
 def _vgg_small(num_classes: int, width: int = 16) -> SplitNetwork:
     """A VGG with batch norm and a fully connected head. 96×96 images give a feature map of (8·width, 6, 6)."""
+    if type(width) is not int or not 1 <= width <= _WIDEST:
+        raise ValueError(f"width must be an integer from 1 to {_WIDEST}, not {width!r}")
     w = width
     stem = nn.Sequential(
         *(_conv_bn_relu(3, w), nn.MaxPool2d(2)),
@@ -87,12 +91,18 @@ class SmallFamily(Family):
         """Check that there are no named weights and that the function takes the options."""
         if weights is not None:
             raise ValueError(f"weights: {arch} has no ImageNet weights")
+        if "num_classes" in options:
+            raise ValueError("options: num_classes is the number of the data's classes; remove it")
         try:
             with torch.device("meta"):
                 SMALL_NETWORKS[arch](2, **options)
         except (TypeError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0].removeprefix(f"{SMALL_NETWORKS[arch].__name__}() ")
             raise ValueError(f"options: {arch}: {reason}") from None
+
+    def smallest_side(self, arch: str) -> int:
+        """The head of the VGG halves its feature map once more."""
+        return 32 if arch == "vgg_small" else 16
 
     def build(
         self, arch: str, num_classes: int, weights: str | None, options: Mapping[str, object], *, new_classes: bool

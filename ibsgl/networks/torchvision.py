@@ -126,6 +126,10 @@ class TorchvisionFamily(Family):
             model.set_submodule(name, nn.Linear(last.in_features, num_classes))
         return split_torchvision(arch, model)
 
+    def smallest_side(self, arch: str) -> int:
+        """A VGG halves its image five times, without padding."""
+        return 32 if arch.startswith("vgg") else 16
+
     def describe(self, arch: str) -> str:
         """The network's name and source."""
         return f"torchvision's {arch}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from ibsgl.files import written
 from ibsgl.reporting.comparisons import METRIC_LABELS
 from ibsgl.reporting.verdicts import MINIMUM_REPLICATES, Verdict
+from ibsgl.seals import sealed
 
 VERDICTS = {
     Verdict.SUPPORTED: "the corrected interval lies wholly beyond the smallest effect that matters (non-inferiority: wholly "
@@ -77,7 +77,7 @@ def write_claims(table: pd.DataFrame, csv: str | Path) -> None:
     path = Path(csv)
     texts = {path: table.to_csv(index=False, lineterminator="\n"), path.with_suffix(".md"): _markdown(table)}
     for file, text in texts.items():
-        with written(file) as temporary:
+        with sealed(file) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

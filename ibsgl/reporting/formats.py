@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ibsgl.files import written
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.comparisons import METRIC_LABELS, interval_note
 from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
+from ibsgl.seals import sealed
 
 MARKS_LINES = (
     "Best in bold, second best underlined, among the rows of one variant of the network: by our values on the trainings that "
@@ -129,7 +129,7 @@ def _interval(low: float | str, high: float | str, digits: int) -> str:
 
 
 def _write_text(path: str | Path, text: str) -> None:
-    with written(path) as temporary:
+    with sealed(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

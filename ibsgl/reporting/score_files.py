@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ibsgl.files import written
 from ibsgl.reporting.columns import METADATA_KEY
+from ibsgl.seals import sealed
 
 
 def with_metadata(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
@@ -98,5 +98,5 @@ def write_evaluation(
     }
     tables["scores"] = with_metadata(tables["scores"], facts)
     for name, table in tables.items():
-        with written(folder / f"{name}.parquet") as temporary:
+        with sealed(folder / f"{name}.parquet") as temporary:
             pq.write_table(table, temporary)

@@ -6,6 +6,7 @@ interruption, because the order of the images and dropout are seeded anew in eve
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ibsgl.errors import TrainingError
-from ibsgl.files import save_tensors
 from ibsgl.inference import predict
 from ibsgl.metrics.classification import classification_score
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import derive_seed, generator
+from ibsgl.seals import intact, save_tensors
 from ibsgl.training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ibsgl.data.loading import ImageDataset
@@ -100,7 +103,9 @@ def run_epochs(
     per_epoch = math.ceil(len(ids) / training.batch_size)
     optimizer, scheduler = _optimizer(network, training, per_epoch * training.epochs)
     history: list[dict[str, float]] = []
-    if checkpoint.exists():
+    if checkpoint.exists() and not intact(checkpoint):
+        log.warning("%s has changed since it was written; %s starts again", checkpoint, name)
+    elif checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["digest"] == digest:
             network.load_state_dict(state["network"])

@@ -6,14 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from ibsgl.settings import NonNegative, Positive, PositiveReal, Settings
+from ibsgl.settings import LARGEST, NonNegative, Positive, Settings
 
 
 class TrainingSettings(Settings):
     """Optimiser and schedule."""
 
     optimizer: Literal["adamw", "sgd"] = Field("sgd", description="the optimiser")
-    lr: PositiveReal = Field(1e-3, description="learning rate; with `one_cycle` the highest one")
+    lr: float = Field(
+        1e-3, gt=0, le=1000, allow_inf_nan=False, description="learning rate; with `one_cycle` the highest one"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of `sgd`")
     weight_decay: NonNegative = Field(0.0, description="weight decay of the optimiser")
     schedule: Literal["constant", "one_cycle"] = Field("constant", description="schedule of the learning rate")
@@ -31,5 +33,6 @@ class ClassifierSettings(TrainingSettings):
     epochs: int = Field(
         8,
         ge=0,
+        le=LARGEST,
         description="passes over the training images. `0`: the network is explained as its `weights` are",
     )

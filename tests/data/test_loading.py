@@ -17,7 +17,7 @@ def load(root, size, **changes):
 
 def rows(*boxes, width, height):
     """Pairs as the index has them, one a list of boxes."""
-    facts = {"image_id": "a", "target": 0, "width": width, "height": height, "has_mask": False}
+    facts = {"image_id": "a", "target": 0, "width": width, "height": height, "mask_sha256": ""}
     return pd.DataFrame([{**facts, "boxes": list(item)} for item in boxes])
 
 
@@ -179,15 +179,54 @@ def test_images_are_squashed_with_antialiasing(empty_voc, write_image, write_lis
     assert image[0, :, 3].max() == image[2, :, 0].max() == image[1].max() == 0
 
 
-def test_images_of_other_modes_become_rgb_and_exif_is_not_read(small_voc):
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def test_images_of_other_modes_become_rgb(small_voc):
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    grey.save(small_voc / "JPEGImages" / "d.png", exif=exif)
+    grey.save(small_voc / "JPEGImages" / "d.png")
     (image,) = load(small_voc, 8).images(["d"])
     expected = torch.arange(64).reshape(8, 8) / 255
     for channel in image:
         assert torch.allclose(channel, expected)
+
+
+def test_sixteen_bits_of_grey_keep_their_range(small_voc):
+    values = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(small_voc / "JPEGImages" / "d.png")
+    (image,) = load(small_voc, 8).images(["d"])
+    assert np.allclose(image[0].numpy(), values / 65535, atol=1 / 255)
+
+
+def test_a_photograph_with_an_exif_turn_is_read_as_it_is_stored(make_voc):
+    root = make_voc({"test": {"a": ((8, 6), [("cat", (1, 1, 2, 2))])}})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "JPEGImages" / "a.png", exif=exif)
+    (turned,) = load(root, 8).images(["a"])
+    Image.fromarray(pixels).save(root / "JPEGImages" / "a.png")
+    assert torch.equal(load(root, 8).images(["a"])[0], turned)
+
+
+def test_an_image_in_a_folder_is_that_one(make_voc):
+    (root := make_voc({"test": {"a": ((4, 4), [("cat", (1, 1, 4, 4))])}}))
+    for kind, suffix in (("JPEGImages", "png"), ("Annotations", "xml")):
+        (root / kind / "sub").mkdir()
+        (root / kind / f"a.{suffix}").rename(root / kind / "sub" / f"a.{suffix}")
+    white = np.full((4, 4, 3), 255, dtype=np.uint8)
+    Image.fromarray(white).save(root / "JPEGImages" / "a.png")
+    (root / "ImageSets" / "Main" / "test.txt").write_text("sub/a\n")
+    assert load(root, 4).images(["sub/a"]).max() == 0
+
+
+def test_another_file_than_that_in_the_index_is_refused(small_voc):
+    Image.new("L", (8, 8)).save(small_voc / "SegmentationClass" / "d.png")
+    data = load(small_voc, 8)
+    path = small_voc / "JPEGImages" / "d.png"
+    Image.fromarray(np.full((8, 8, 3), 9, dtype=np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"JPEGImages/d\.png is another file than when the index was made"):
+        data.images(["d"])
+    Image.new("L", (8, 8), 1).save(small_voc / "SegmentationClass" / "d.png")
+    with pytest.raises(ValueError, match=r"SegmentationClass/d\.png is another file than"):
+        data.regions(data.pairs("test"), "segmentation")
 
 
 def test_no_images(small_voc):

@@ -130,7 +130,7 @@ def test_correlation_of_all_or_none(tmp_path, correlation, all_own):
 def test_boxes_bound_the_masks_and_the_reader_agrees(shapes_root):
     index = build_index(shapes_root, splits={"train": "trainval", "test": "test"}, held_out=0.0, seed=0)
     assert index.class_names == CLASS_NAMES
-    assert index.table.has_mask.all()
+    assert index.table.mask_sha256.all()
     assert len(index.table) == 720
     pairs = index.table[index.table["split"] == "test"]
     data = ImageDataset(index, shapes_root, 32)

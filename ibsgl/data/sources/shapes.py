@@ -23,7 +23,7 @@ from ibsgl.data.index import Index
 from ibsgl.data.sources.base import Counts, DataSource, Split
 from ibsgl.data.sources.voc import build_index
 from ibsgl.randomness import derive_seed
-from ibsgl.settings import Positive
+from ibsgl.settings import LARGEST, Positive
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -220,10 +220,11 @@ class Shapes(DataSource):
     further: int = Field(
         250,
         ge=0,
+        le=LARGEST,
         description="number of generated images, like the test images, on which only the accuracy is measured: on 96 images "
         "a change of one point cannot be seen",
     )
-    size: int = Field(96, ge=32, description="side of the images in pixels")
+    size: int = Field(96, ge=32, le=4096, description="side of the images in pixels")
     background_correlation: float = Field(
         0.5,
         ge=0,

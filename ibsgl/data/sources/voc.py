@@ -12,8 +12,9 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -42,6 +43,9 @@ PAIRS_PER_IMAGE = {
 }
 # The number of classes of a data set that does not exist yet, if the config does not name them. It hardly changes a plan.
 CLASSES = 20
+# EXIF's tag for the orientation. From 5 on, width and height change places.
+_ORIENTATION, _FIRST_QUARTER_TURN = 0x0112, 5
+_THREADS = 4
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
@@ -57,6 +61,11 @@ class _Findings:
 
     errors: list[str] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, other: _Findings) -> None:
+        self.errors += other.errors
+        for warning, places in other.warnings.items():
+            self.warnings[warning] += places
 
     def report(self, root: Path) -> None:
         for warning, places in self.warnings.items():
@@ -76,6 +85,9 @@ def _listed(root: Path, name: str) -> list[str]:
     ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not ids:
         raise ValueError(f"{path}: the split list is empty")
+    outside = [image_id for image_id in ids if PurePosixPath(image_id).is_absolute() or ".." in image_id.split("/")]
+    if outside:
+        raise ValueError(f"{path}: {outside[0]!r} is outside the folder JPEGImages; list the names of images in it")
     repeated = [image_id for image_id, times in Counter(ids).items() if times > 1]
     if repeated:
         raise ValueError(f"{path}: {repeated[0]!r} is listed more than once ({len(repeated)} such images)")
@@ -156,30 +168,38 @@ def _objects(
 
 
 def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
-    """Size, objects, mask and SHA-256 of one image; ``None`` after an error."""
+    """Size, objects and digests of one image; ``None`` after an error."""
     path, name = root / "Annotations" / f"{image_id}.xml", f"Annotations/{image_id}.xml"
     picture = image_path(root, image_id)
     for file in (path, picture):
         if not file.is_file():
-            findings.errors.append(f"{file.parent.name}/{file.name}: no such file, but a split list names {image_id!r}")
+            findings.errors.append(f"{file.relative_to(root)}: no such file, but a split list names {image_id!r}")
             return None
     content, pixels = path.read_bytes(), picture.read_bytes()
     mask = mask_path(root, image_id)
     has_mask = mask.is_file()
     parts = (content, pixels, mask.read_bytes() if has_mask else b"")
-    sha256 = "".join(hashlib.sha256(part).hexdigest() for part in parts)
+    sha256 = [hashlib.sha256(part).hexdigest() for part in parts]
     try:
         annotation = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         # An unknown encoding is a ValueError or a LookupError.
         findings.errors.append(f"{name}: malformed XML ({error})")
         return None
+    if annotation.tag != "annotation":
+        findings.errors.append(f"{name}: it is no annotation; its first tag is {annotation.tag!r}")
+        return None
+    shown = picture.relative_to(root).as_posix()
     try:
         with Image.open(io.BytesIO(pixels)) as image:
-            width, height = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        reason = "the image cannot be read" if isinstance(error, OSError) else str(error)
-        findings.errors.append(f"JPEGImages/{picture.name}: {reason}")
+            (width, height), mode, turned = image.size, image.mode, image.getexif().get(_ORIENTATION, 1)
+            # All pixels: a truncated file would stop the run only when its turn comes.
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        findings.errors.append(f"{shown}: the image cannot be read ({error})")
+        return None
+    if mode == "F":
+        findings.errors.append(f"{shown}: its pixels are floating-point numbers; save it with 8 or 16 bits")
         return None
     stated = stated_size(annotation)
     if stated not in (None, (width, height)):
@@ -190,9 +210,16 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
             )
             return None
         findings.warnings["the annotation's size differs from the file's size, which is used"].append(name)
+    # Where width and height differ, the annotation's size has shown that the boxes are those of the pixels as they are.
+    if turned not in (0, 1) and (turned < _FIRST_QUARTER_TURN or width == height or stated is None):
+        findings.errors.append(
+            f"{shown}: an EXIF tag turns or mirrors the image, and it is unknown whether the boxes follow it; turn the pixels "
+            "and remove the tag"
+        )
+        return None
     objects = _objects(annotation, name, width, height, findings)
-    facts = {"width": width, "height": height, "has_mask": has_mask, "file": f"JPEGImages/{picture.name}"}
-    return facts | {"objects": objects, "sha256": sha256}
+    facts = {"width": width, "height": height, "file": shown, "sha256": sha256[1]}
+    return facts | {"mask_sha256": sha256[2] if has_mask else "", "objects": objects, "content": "".join(sha256)}
 
 
 def _known_classes(
@@ -259,14 +286,19 @@ def build_index(
         raise ValueError(f"{root}: {shared[0]!r} is listed for training and for test ({len(shared)} such images)")
 
     findings, records = _Findings(), {}
-    for image_id in (image_id for ids in listed.values() for image_id in ids):
-        record = _read(root, image_id, findings)
+    # An image may be in several lists.
+    ids = list(dict.fromkeys(image_id for ids in listed.values() for image_id in ids))
+    own = [_Findings() for _ in ids]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = list(pool.map(_read, [root] * len(ids), ids, own))
+    for image_id, record, found in zip(ids, read, own, strict=True):
+        findings.add(found)
         if record is not None:
             records[image_id] = record
     names = _known_classes(records, class_names, findings)
     findings.report(root)
     members = sorted((split, image_id) for split, ids in listed.items() for image_id in ids)
-    content = json.dumps([(split, image_id, records[image_id]["sha256"]) for split, image_id in members])
+    content = json.dumps([(split, image_id, records[image_id]["content"]) for split, image_id in members])
     digest = hashlib.sha256(content.encode()).hexdigest()
 
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -292,7 +324,9 @@ def build_index(
             )
         aside = set_aside(list(shown), held_out, seed) if split == "train" else set()
         for image_id, boxes in shown.items():
-            facts = {key: records[image_id][key] for key in ("width", "height", "has_mask", "file", "difficult")}
+            facts = {
+                key: records[image_id][key] for key in ("width", "height", "file", "sha256", "mask_sha256", "difficult")
+            }
             rows["held_out" if image_id in aside else split].extend(
                 {"image_id": image_id, "class_name": names[k], "target": k, "boxes": boxes[k], **facts}
                 for k in sorted(boxes)
@@ -348,6 +382,10 @@ class VOC(DataSource):
         """Check that there is a root, and for a download the number of images of each list."""
         if not self.root:
             raise ValueError("root: give the folder that holds JPEGImages, Annotations and ImageSets")
+        if "{" in self.root or "}" in self.root:
+            raise ValueError(f"root: Snakemake reads braces as wildcards; rename the folder {self.root!r}")
+        if self.classes and (repeated := [name for name, times in Counter(self.classes).items() if times > 1]):
+            raise ValueError(f"classes: {repeated[0]!r} is listed more than once")
         if self.download is None:
             return
         for name in (self.splits.train, self.splits.test):

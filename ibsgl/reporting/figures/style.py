@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ibsgl.files import written
+from ibsgl.seals import sealed
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -41,5 +41,5 @@ def save(figure: Figure, png: str | Path) -> None:
         raise ValueError(f"{png}: a figure's file must end in .png; the PDF goes beside it")
     for path, metadata in ((png, None), (png.with_suffix(".pdf"), {"CreationDate": None})):
         # Publishers want TrueType fonts. Matplotlib's default is Type 3.
-        with written(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
+        with sealed(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
             figure.savefig(temporary, dpi=DPI, metadata=metadata)

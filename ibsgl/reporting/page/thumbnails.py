@@ -27,6 +27,7 @@ from ibsgl.inference import pair_batches
 from ibsgl.maps import maps_of_batch
 from ibsgl.networks.split import SplitNetwork, evaluating
 from ibsgl.randomness import derive_seed
+from ibsgl.seals import sealed
 from ibsgl.training.variants import PRETRAINED
 
 if TYPE_CHECKING:
@@ -173,4 +174,5 @@ def write_thumbnails(folder: Path, batches: Iterable[Batch], labels: Mapping[str
                     "disagreement": None if math.isnan(apart) else round(apart, 4),
                 }
             )
-    write_json(folder / LISTING, {"side": side, "columns": COLUMNS, "maps": names, "pairs": listed})
+    with sealed(folder / LISTING) as temporary:
+        write_json(temporary, {"side": side, "columns": COLUMNS, "maps": names, "pairs": listed})
