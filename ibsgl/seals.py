@@ -59,7 +59,10 @@ def sealed(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         found = _read(path) if path.exists() else {}
         if found.get("started", 0) > _step.started:
-            raise ValueError(f"{path} was written by a step that began later than this one; it is left as it is")
+            raise ValueError(
+                f"{path} was written by a step that began later than this one and is left as it is; delete it if the clock "
+                "was wrong"
+            )
         inputs = {kind: sorted(set(digests.values())) for kind, digests in _step.read.items()}
         # Before the file: if the process ends between the two, the file is found to be another than the sealed one.
         write_json(seal_of(path), {"sha256": digest_file(temporary), "started": _step.started, "made_from": inputs})

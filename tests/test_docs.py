@@ -119,7 +119,7 @@ def test_readme_is_short():
 
 
 def test_start_page_has_the_commands_of_the_readme():
-    command = re.compile(r"^pip install uv .*$", flags=re.MULTILINE)
+    command = re.compile(r"^pip install .*$", flags=re.MULTILINE)
     assert command.findall(text_of("docs/index.md")) == command.findall(text_of("README.md"))
 
 

@@ -19,7 +19,7 @@ PINS = {
 
 def test_every_dependency_is_pinned_inside_its_range():
     extras = PROJECT["optional-dependencies"].values()
-    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
+    for text in ["uv", *PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
         (pin,) = PINS[requirement.name].specifier
         assert pin.operator == "=="
@@ -35,9 +35,10 @@ def test_conda_installs_the_project_under_the_same_constraints():
 
 
 def test_readme_commands_use_them_too():
-    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("pip install uv")]
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("pip install")]
     assert len(commands) == 2
     for command in commands:
+        assert command.startswith("pip install -c constraints.txt uv && ")
         assert "uv pip install -q -c constraints.txt -e '.[dev]'" in command
     assert commands[0].endswith("uv run snakemake --cores all")
     assert commands[1].endswith("uv run pytest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -96,16 +96,17 @@ def _amount(text: str, unit: str) -> str:
     return f"{text} {'point' if unit == 'points' and text == '1' else unit}"
 
 
-def interval_text(row: Mapping[str, Any], unit: str) -> str:
-    """The effect of a row with its 95 % interval, ``low`` and ``high``."""
-    low, high = (_number(row[key], unit) for key in ("low", "high"))
+def interval_text(row: Mapping[str, Any], unit: str, prefix: Literal["", "corrected_"] = "") -> str:
+    """The effect of a row with its 95 % interval, ``low`` and ``high``, or with ``prefix`` the corrected one."""
+    low, high = (_number(row[prefix + key], unit) for key in ("low", "high"))
     return f"{_amount(_number(row['effect'], unit, sign=True), unit)} [{low}, {high}]"
 
 
 def _effect_text(row: Any) -> str:
     if row.verdict == Verdict.NOT_TESTED:
         return f" ({row.reason})"
-    return f" ({interval_text(row._asdict(), row.unit)})"
+    # The interval that the verdict is taken from.
+    return f" ({interval_text(row._asdict(), row.unit, 'corrected_')})"
 
 
 def _lower(title: str) -> str:
@@ -127,8 +128,7 @@ def claim_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     for row in table.to_dict("records"):
         effect = ""
         if not math.isnan(row["effect"]):
-            low, high = (_number(row[key], row["unit"]) for key in ("corrected_low", "corrected_high"))
-            effect = _amount(f"{_number(row['effect'], row['unit'], sign=True)} [{low}, {high}]", row["unit"])
+            effect = interval_text(row, row["unit"], "corrected_")
         each = row["by_replicate"].split("; ") if row["by_replicate"] else []
         texts = {
             "effect": effect,
