@@ -51,6 +51,14 @@ rule all:
 onstart:
     # Only a dry run beside this one can still hold the lock, and not for long.
     RUNNING.acquire(timeout=60)
+    # Snakemake would delete what is made from such a file, and make it again.
+    if workflow.executor_plugin.name != "touch" and (
+        ahead := files.of_the_future(RESULTS)
+    ):
+        sys.exit(
+            f"{ahead} has a date in the future, so all that is made from it would be made again. Delete it; or if it is right, "
+            f"run: find {RESULTS} -newermt now -exec touch {{}} + && snakemake --touch --cores 1, with the same config"
+        )
     if workflow.executor_plugin.name == "slurm":
         if leftovers := slurm.cancel_leftovers():
             logger.info(
@@ -61,7 +69,9 @@ onstart:
         os.environ[lifetime.VARIABLE] = str(os.getpid())
         # On a cluster the jobs' machines have GPUs, and this one may have none.
         if CONFIG.device == "cuda" and not devices.available():
-            sys.exit("config: device: torch finds no CUDA GPU here; take auto or cpu")
+            sys.exit(
+                "config: device: torch finds no CUDA GPU here; take auto or cpu"
+            )
         # Snakemake 9.27 limits how many jobs start in a second. For that its scheduler wakes once a second for every job that
         # has ended, which takes half a core after 150 jobs. Here the cores limit the jobs.
         workflow.scheduler.job_rate_limiter = None

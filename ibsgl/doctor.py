@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
 
 from ibsgl import provenance, tracking
+from ibsgl.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -350,12 +351,12 @@ def _download_of(arch: str, weights: str) -> tuple[Path, float | None]:
 
 def check_mlflow(uri: str) -> Check:
     """Whether the store or server at ``uri`` can be used. A server has :data:`PATIENCE` seconds to answer."""
-    printed = tracking.without_password(uri)
+    printed = redacted(uri)
     if uri.startswith("http"):
         # Its import can take a second, which is not the server's.
         import requests  # noqa: F401
     if fault := _within(PATIENCE, lambda: _fault(uri)):
-        return Check("mlflow", "note", f"{printed}: {tracking.without_password(fault)}", _KEPT)
+        return Check("mlflow", "note", f"{printed}: {redacted(fault)}", _KEPT)
     return Check("mlflow", "ok", f"{printed} can be used")
 
 

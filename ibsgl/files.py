@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,34 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of a reader become one line with the name of the file ``path``. That it is missing stays an error of its own."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        if str(path) in reason:
+            raise
+        raise ValueError(
+            f"{path} cannot be read ({reason or type(error).__name__}); delete it and run again"
+        ) from error
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` to ``path`` as JSON."""
     with written(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def of_the_future(folder: str | os.PathLike[str]) -> Path | None:
+    """A file in ``folder``, at any depth, whose date is more than a minute ahead of the clock; ``None`` if there is none."""
+    latest = time.time() + 60
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = Path(where, name)
+            if path.lstat().st_mtime > latest:
+                return path
+    return None

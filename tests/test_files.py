@@ -1,15 +1,22 @@
 """Files are whole or not there, and equal content gives equal files."""
 
 import json
+import os
+import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from ibsgl.files import write_json, written
+from ibsgl.attribution.storage import Maps
+from ibsgl.data.index import Index
+from ibsgl.files import of_the_future, write_json, written
 from ibsgl.networks import build_network
 from ibsgl.networks.weights import digest_state
 from ibsgl.provenance import digest_file
+from ibsgl.reporting.figures import read_curves
+from ibsgl.reporting.measurements import read_measurements
 from ibsgl.seals import save_tensors
 
 
@@ -76,3 +83,39 @@ def test_a_digest_of_weights_is_of_names_types_shapes_and_values():
         {"a": state["a"]},
     ):
         assert digest_state(state) != digest_state(other)
+
+
+def foreign_files(folder):
+    """Files that other programs have written: text, a Parquet file without our metadata, and one that is cut off."""
+    pd.DataFrame({"a": [1, 2]}).to_parquet(folder / "other.parquet")
+    whole = (folder / "other.parquet").read_bytes()
+    return {"text": b"no Parquet", "empty": b"", "other": whole, "cut off": whole[:-3]}
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "other", "cut off"])
+def test_every_reader_names_a_file_that_is_not_ours(tmp_path, kind):
+    content = foreign_files(tmp_path)[kind]
+    file = tmp_path / "index.parquet"
+    place = tmp_path / "resnet" / "0" / "evaluation" / "0"
+    place.mkdir(parents=True)
+    for path in (file, *(place / f"{name}.parquet" for name in ("scores", "curves"))):
+        path.write_bytes(content)
+    pairs = pd.DataFrame({"image_id": ["a"], "target": [0]})
+    for read, path in (
+        (lambda: Index.load(file), file),
+        (lambda: Maps([file], pairs), file),
+        (lambda: read_measurements([place]), place / "scores.parquet"),
+        (lambda: read_curves([place]), place / "curves.parquet"),
+    ):
+        with pytest.raises(ValueError, match=str(path.parent)) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_the_future_is_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("b")
+    assert of_the_future(tmp_path) is None
+    os.utime(tmp_path / "a" / "b", (time.time() + 3600, time.time() + 3600))
+    assert of_the_future(tmp_path) == tmp_path / "a" / "b"
+    assert of_the_future(tmp_path / "missing") is None

@@ -405,6 +405,18 @@ def test_removing_the_database_starts_over(folder):
     assert pending_records(records) == [record]
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"a', b"[]"])
+def test_a_damaged_ledger_is_empty(folder, content):
+    records = folder / "records"
+    write(records)
+    (folder / "mlflow.db").touch()
+    file = ledger.ledger_file(records, ledger.DEFAULT_URI)
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+        assert len(pending_records(records)) == 1
+
+
 @pytest.mark.parametrize(
     ("uri", "where"),
     [

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ibsgl.attribution.registry import Attribution
+from ibsgl.files import named
 
 _IDENTITY = {"image_id": pa.string(), "target": pa.int64()}
 
@@ -80,8 +81,11 @@ class Maps:
         self._files: list[tuple[pq.ParquetFile, list[str]]] = []
         for path in files:
             # With pre_buffer the whole file would be in memory in the end.
-            file = pq.ParquetFile(path, pre_buffer=False)
-            facts = json.loads(file.schema_arrow.metadata[b"ibsgl"])
+            with named(path):
+                file = pq.ParquetFile(path, pre_buffer=False)
+                facts = json.loads((file.schema_arrow.metadata or {}).get(b"ibsgl", b"{}"))
+            if not facts.keys() >= {"labels", "settings"}:
+                raise ValueError(f"{path} has no saliency maps of this benchmark; delete it and run again")
             names = [name for name in facts["labels"] if methods is None or name in methods]
             if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:
                 raise ValueError(f"{path}: the maps do not belong to this index; delete the file and run again")

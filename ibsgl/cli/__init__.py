@@ -22,5 +22,8 @@ def main() -> None:
         app()
     except FileNotFoundError as error:
         sys.exit(f"ibsgl: error: there is no file {error.filename or error}")
+    except OSError as error:
+        # Such as a folder instead of a file, missing permissions, or a full disk.
+        sys.exit(f"ibsgl: error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except (ValueError, FloatingPointError, TrainingError) as error:
         sys.exit(f"ibsgl: error: {error}")

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
-from pydantic import Field
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from ibsgl.errors import DownloadError
+from ibsgl.redaction import redacted
 from ibsgl.settings import Positive, Settings
 
 TRIES = 5
@@ -59,6 +60,14 @@ class Download(Settings):
     images: dict[str, Positive] = Field(
         description="how many images each list of `data.splits` has. Some numbers are needed before the data are there"
     )
+
+    @field_validator("mirrors")
+    @classmethod
+    def _no_password(cls, mirrors: list[str]) -> list[str]:
+        for mirror in mirrors:
+            if redacted(mirror) != mirror:
+                raise ValueError("an address with a user or a token would stand in logs; put them into ~/.netrc")
+        return mirrors
 
 
 class _Refused(Exception):

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ibsgl.files import named
 from ibsgl.randomness import derive_seed
 
 # further: images that only the accuracy is measured on. Only generated data sets have them.
@@ -64,7 +65,8 @@ class Index:
     @classmethod
     def load(cls, path: Path) -> Index:
         """Read a file of :meth:`save`. ``ValueError`` if ``path`` is another Parquet file, or an index of an older version."""
-        table = pq.read_table(path)
+        with named(path):
+            table = pq.read_table(path)
         metadata = table.schema.metadata or {}
         if b"ibsgl" not in metadata or table.column_names != _SCHEMA.names:
             raise ValueError(f"{path} is not a data index; build it again")

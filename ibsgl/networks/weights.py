@@ -41,11 +41,16 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
             break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state, state.values())):
         raise ValueError(
-            f"{path}: it must hold a state dict (names and tensors), or one under the key {' or '.join(_WRAPPERS)}"
+            f"{path}: it must hold a state dict (names and dense tensors), or one under the key {' or '.join(_WRAPPERS)}"
         )
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_entry(name: object, value: object) -> bool:
+    """Whether it can be an entry of a state dict."""
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def load_state(

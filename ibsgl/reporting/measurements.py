@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from ibsgl.files import named
 from ibsgl.reporting.columns import METADATA_KEY, PAIR
 
 # The files of a shard: what identifies a row, and the other columns that must be there.
@@ -283,7 +284,8 @@ def check_rows(frame: pd.DataFrame, identity: Sequence[str], name: str) -> None:
 
 def _read(place: Path, name: str) -> pd.DataFrame:
     path = place / f"{name}.parquet"
-    frame = pd.read_parquet(path)
+    with named(path):
+        frame = pd.read_parquet(path)
     absent = [column for part in _FILES[name] for column in part if column not in frame]
     if absent:
         raise ValueError(f"{path} lacks the columns {', '.join(absent)}; delete the folder and measure again")
@@ -291,7 +293,8 @@ def _read(place: Path, name: str) -> pd.DataFrame:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    content = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    with named(path):
+        content = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
     if content is None:
         raise ValueError(f"{path} has no 'ibsgl' record in its metadata; give a file that the evaluation has written")
     facts: dict[str, Any] = json.loads(content)

@@ -6,6 +6,6 @@ are logged already. MLflow is imported only if there is something to log, becaus
 """
 
 from ibsgl.tracking.follower import Tracker, flush
-from ibsgl.tracking.ledger import pending_records, store_file, tracking_uri, without_password
+from ibsgl.tracking.ledger import pending_records, store_file, tracking_uri
 
-__all__ = ["Tracker", "flush", "pending_records", "store_file", "tracking_uri", "without_password"]
+__all__ = ["Tracker", "flush", "pending_records", "store_file", "tracking_uri"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from ibsgl.redaction import RedactedStream
 from ibsgl.tracking.follower import follow
 from ibsgl.tracking.invocation import Invocation
 
@@ -20,8 +21,11 @@ def main() -> None:
     parser.add_argument("invocation", type=json.loads, help="settings and targets of the workflow, as JSON")
     arguments = parser.parse_args()
     # MLflow prints the address of each run. Standard output is for the outcome alone.
-    with redirect_stdout(sys.stderr):
+    # Its errors, and those of the libraries for the network, may name the address with its password.
+    log = RedactedStream(sys.stderr)
+    with redirect_stderr(log), redirect_stdout(log):
         outcome = follow(Invocation(arguments.name, arguments.directory, **arguments.invocation))
+    log.close()
     print(json.dumps(outcome))
 
 

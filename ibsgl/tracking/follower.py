@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ibsgl.redaction import redacted
 from ibsgl.tracking.invocation import Invocation, Status
-from ibsgl.tracking.ledger import pending_records, tracking_uri, where_to_look, without_password
+from ibsgl.tracking.ledger import pending_records, tracking_uri, where_to_look
 
 # Seconds between two reads of the records.
 POLL = 3.0
@@ -25,7 +26,7 @@ PATIENCE = 60.0
 
 def message(directory: Path, outcome: Mapping[str, Any]) -> str | None:
     """One line for the user; ``None`` if there was nothing to log."""
-    uri, printed_uri = tracking_uri(), without_password(tracking_uri())
+    uri, printed_uri = tracking_uri(), redacted(tracking_uri())
     logged, kept = outcome["logged"], outcome["pending"]
     if outcome["error"] is not None:
         server = f"the tracking server at {printed_uri}" if uri.startswith("http") else printed_uri
@@ -126,7 +127,7 @@ class Tracker:
 def flush(name: str, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Log the records that are not logged yet, as an invocation of its own, and print the outcome."""
     if not pending_records(directory):
-        print(f"MLflow: nothing new for {without_password(tracking_uri())} in {directory}", file=sys.stderr)
+        print(f"MLflow: nothing new for {redacted(tracking_uri())} in {directory}", file=sys.stderr)
         return
     tracker = Tracker(name, directory, settings, targets="track")
     tracker.start()

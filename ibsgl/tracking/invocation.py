@@ -13,7 +13,8 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from ibsgl import files, provenance, summary
-from ibsgl.tracking.ledger import ledger_file, pending_records, read_ledger, tracking_uri, without_password
+from ibsgl.redaction import redacted
+from ibsgl.tracking.ledger import ledger_file, pending_records, read_ledger, tracking_uri
 from ibsgl.tracking.store import Store, run_tags
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -139,5 +140,5 @@ class Invocation:
 def _reason(error: Exception) -> str:
     """One line for the user. The traceback is printed to the log."""
     traceback.print_exception(error)
-    text = without_password(" ".join(str(error).split()))
+    text = redacted(" ".join(str(error).split()))
     return "no answer" if text.startswith("API request to") and "failed with exception" in text else text[:200]

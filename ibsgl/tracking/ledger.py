@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from ibsgl import provenance
+from ibsgl.redaction import redacted
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # Where `mlflow ui` serves its pages if no port is given.
@@ -21,11 +22,6 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def without_password(text: str) -> str:
-    """``text`` without the user names and passwords of its URIs."""
-    return re.sub(r"(?<=//)[^/@]*@", "", text)
-
-
 def store_file(uri: str) -> Path | None:
     """The file of an SQLite store; ``None`` for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
@@ -33,7 +29,7 @@ def store_file(uri: str) -> Path | None:
 
 def where_to_look(experiment_id: str) -> str:
     """What to do to see the runs of an experiment. Without the path, the page would show traces, and there are none."""
-    uri, printed_uri = tracking_uri(), without_password(tracking_uri())
+    uri, printed_uri = tracking_uri(), redacted(tracking_uri())
     path = f"#/experiments/{experiment_id}/runs"
     if uri.startswith("http"):
         return f"{printed_uri.rstrip('/')}/{path}"
@@ -52,7 +48,14 @@ def read_ledger(directory: Path, uri: str) -> dict[str, str]:
     # If the database was removed, the runs in the ledger no longer exist.
     if (store is not None and not store.exists()) or not path.exists():
         return {}
-    return json.loads(path.read_text())
+    try:
+        ledger = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(ledger, dict):
+            raise ValueError("it is no mapping")
+    except ValueError as error:
+        warnings.warn(f"{path} is damaged ({error}); all records are logged again", stacklevel=2)
+        return {}
+    return ledger
 
 
 def pending_records(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

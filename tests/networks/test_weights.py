@@ -114,9 +114,11 @@ class Danger:
         (b"", "w.pt: "),
         (b"no weights at all", "w.pt: "),
         (Danger(), "w.pt: torch.load cannot read it as a file of weights alone"),
-        ([torch.zeros(2)], r"w.pt: it must hold a state dict \(names and tensors\)"),
+        ([torch.zeros(2)], r"w.pt: it must hold a state dict \(names and dense tensors\)"),
         ({"state_dict": {}}, "w.pt: it must hold a state dict"),
         ({"epoch": 3}, "w.pt: it must hold a state dict"),
+        ({1: torch.zeros(2)}, "w.pt: it must hold a state dict"),
+        ({"a": torch.zeros(2).to_sparse()}, "w.pt: it must hold a state dict"),
     ],
 )
 def test_files_that_hold_no_weights_are_one_line(tmp_path, capsys, content, message):

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 from filelock import FileLock, Timeout
 
-from ibsgl import attribution, devices, lifetime, slurm
+from ibsgl import attribution, devices, files, lifetime, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
 from ibsgl.progress import TimeLeft
 from ibsgl.provenance import folder_digest
+from ibsgl.redaction import redacted
 from ibsgl.tracking import Tracker
 from ibsgl.training.variants import PRETRAINED
 
@@ -89,7 +90,10 @@ if workflow.is_main_process:
         pass
 
 TRACKER = Tracker(
-    CONFIG.name, RECORDS, CONFIG.model_dump(mode="json"), " ".join(sys.argv[1:])
+    CONFIG.name,
+    RECORDS,
+    CONFIG.model_dump(mode="json"),
+    redacted(" ".join(sys.argv[1:])),
 )
 if workflow.is_main_process:
     # Records of an earlier run may still wait because its tracking server was away, and Snakemake calls no handler when nothing is

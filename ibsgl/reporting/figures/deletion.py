@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from ibsgl.files import named
 from ibsgl.metrics.deletion import area_under
 from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
@@ -42,7 +43,8 @@ def read_curves(folders: Iterable[str | Path]) -> pd.DataFrame:
     """
     frames = []
     for folder in map(Path, folders):
-        curves = pd.read_parquet(folder / "curves.parquet")
+        with named(folder / "curves.parquet"):
+            curves = pd.read_parquet(folder / "curves.parquet")
         if not {"model", "variant", "replicate"} <= set(curves):
             raise ValueError(f"{folder}: curves.parquet has no column variant; delete the folder and compute it again")
         frames.append(curves[curves["variant"].isin(list(_CURVES))])
