@@ -87,4 +87,7 @@ onsuccess:
 
 
 onerror:
+    # A job writes its reason to the disk too.
+    if said := files.full_disk(RESULTS):
+        logger.error(said)
     TRACKER.finish("FAILED")

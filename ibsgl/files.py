@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -63,3 +64,14 @@ def of_the_future(folder: str | os.PathLike[str]) -> Path | None:
             if path.lstat().st_mtime > latest:
                 return path
     return None
+
+
+def full_disk(folder: str | os.PathLike[str]) -> str:
+    """What to say if the disk of ``folder`` is full; an empty text if it is not."""
+    free = shutil.disk_usage(folder).free
+    if free >= 64 * 2**20:
+        return ""
+    return (
+        f"The disk of {folder} has {free / 2**20:.0f} MB left. That is probably why jobs failed, and why their logs are "
+        "empty. Free some space and call the same command again; finished results are kept"
+    )

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import torch
 
 from ibsgl.attribution.storage import Maps
 from ibsgl.data.index import Index
-from ibsgl.files import of_the_future, write_json, written
+from ibsgl.files import full_disk, of_the_future, write_json, written
 from ibsgl.networks import build_network
 from ibsgl.networks.weights import digest_state
 from ibsgl.provenance import digest_file
@@ -119,3 +121,9 @@ def test_a_file_of_the_future_is_found(tmp_path):
     os.utime(tmp_path / "a" / "b", (time.time() + 3600, time.time() + 3600))
     assert of_the_future(tmp_path) == tmp_path / "a" / "b"
     assert of_the_future(tmp_path / "missing") is None
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    assert full_disk(tmp_path) == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
+    assert full_disk(tmp_path).startswith(f"The disk of {tmp_path} has 3 MB left.")

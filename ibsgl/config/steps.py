@@ -25,7 +25,7 @@ from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import MetricSettings
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.randomness import derive_seed
-from ibsgl.settings import Settings
+from ibsgl.settings import Positive, Settings
 from ibsgl.source_code import source_digest
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
@@ -218,7 +218,7 @@ class Maps(_NetworkStep):
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.maps", "ibsgl.attribution.storage")
     seed: int
     methods: dict[str, dict[str, Any]]
-    shards: int
+    shards: Positive
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class Evaluate(_LightMethodsStep):
     deletion: DeletionSettings
     r: float
     cross_entropy: str
-    shards: int
+    shards: Positive
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
@@ -394,7 +394,7 @@ class Thumbnails(_LightMethodsStep):
 
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.reporting.page.thumbnails",)
     seed: int
-    shards: int
+    shards: Positive
     images: int
 
     @staticmethod

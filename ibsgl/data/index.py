@@ -102,7 +102,13 @@ def set_aside(ids: Sequence[str], held_out: float, seed: int) -> set[str]:
 
 
 def shard(pairs: pd.DataFrame, number: int, shards: int) -> pd.DataFrame:
-    """The pairs of every ``shards``-th image, from image ``number`` on. An image's classes stay together."""
+    """The pairs of every ``shards``-th image, from image ``number`` on. An image's classes stay together.
+
+    Raises:
+        ValueError: there is no shard ``number``.
+    """
+    if not 0 <= number < shards:
+        raise ValueError(f"there is no shard {number} of {shards}; they are numbered from 0")
     image = pairs.groupby("image_id", sort=False).ngroup()
     return pairs[image % shards == number]
 

@@ -79,6 +79,12 @@ def test_neither_batches_nor_shards_show(data, network, name):
         torch.testing.assert_close(maps(data, network, name, part, 4), whole[part.index.tolist()], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("number", "shards"), [(7, 2), (2, 2), (-1, 2), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(number, shards):
+    with pytest.raises(ValueError, match=f"there is no shard {number} of {shards}"):
+        shard(pd.DataFrame({"image_id": ["a", "b"]}), number, shards)
+
+
 def test_shards_are_a_partition_that_keeps_images_whole():
     pairs = pd.DataFrame({"image_id": ["a", "a", "b", "c", "c", "c", "d"], "target": [0, 1, 0, 0, 1, 2, 1]})
     parts = [shard(pairs, number, 3) for number in range(3)]
