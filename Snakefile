@@ -64,17 +64,21 @@ onstart:
             logger.info(
                 f"Cancelled what an earlier run left in the queue: {', '.join(leftovers)}"
             )
-    # On a cluster the time left depends on its queue.
     if workflow.executor_plugin.name == "local":
+        # A job ends with this process.
         os.environ[lifetime.VARIABLE] = str(os.getpid())
         # On a cluster the jobs' machines have GPUs, and this one may have none.
-        if CONFIG.device == "cuda" and not devices.available():
+        wanted = any(
+            job.resources.get("gpu") for job in workflow.dag.needrun_jobs()
+        )
+        if CONFIG.device == "cuda" and wanted and not devices.available():
             sys.exit(
                 "config: device: torch finds no CUDA GPU here; take auto or cpu"
             )
         # Snakemake 9.27 limits how many jobs start in a second. For that its scheduler wakes once a second for every job that
         # has ended, which takes half a core after 150 jobs. Here the cores limit the jobs.
         workflow.scheduler.job_rate_limiter = None
+        # On a cluster the time left depends on its queue.
         limit = workflow.global_resources.get("gpu").value if gpus() else None
         logger.addHandler(
             TimeLeft(workflow.dag, logger, workflow.cores, limit, CONFIG.threads)

@@ -12,6 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What this process is writing now.
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Delete what this process is writing. It is to end, and will not finish it."""
+    for temporary in list(_unfinished):
+        temporary.unlink(missing_ok=True)
+
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -24,6 +33,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
+    _unfinished.add(temporary)
     try:
         yield temporary
         # mkstemp creates private files. Results get the usual permissions.
@@ -31,6 +41,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
 
 
 @contextmanager

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
+from typing import NoReturn
+
+from ibsgl.files import discard_unfinished
 
 # The number of the process of the run, for its jobs on the same machine. The workflow sets it.
 VARIABLE = "IBSGL_RUN"
@@ -18,13 +22,19 @@ def end_with_run() -> None:
     try:
         run = os.pidfd_open(int(number))
     except ProcessLookupError:
-        os._exit(1)
-    except OSError:
+        _end(f"the run that started this job has ended ({VARIABLE}={number})")
+    except (OSError, OverflowError):
         return
 
     def wait() -> None:
         select.select([run], [], [])
-        # Nothing is cleaned up: the work of the job's other threads is of no use.
-        os._exit(1)
+        _end("the run that started this job was killed")
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _end(reason: str) -> NoReturn:
+    """End the process at once. Whatever its other threads do is of no use."""
+    print(f"ibsgl: {reason}, so the job ends", file=sys.stderr, flush=True)
+    discard_unfinished()
+    os._exit(1)

@@ -1,8 +1,8 @@
 """Seals: beside each output a small hidden file with the output's digest, and with those of the files it was made from.
 
 A step seals what it writes, and checks the seal of each file that it reads, once. So it refuses a file that has changed since,
-files that do not belong together, and to replace what a later step has written. A file without a seal, such as a user's own
-weights, is taken as it is.
+and files of different data or networks. It does not replace what a later step has written. A file without a seal, such as a
+user's own weights, is taken as it is.
 """
 
 from __future__ import annotations
@@ -25,11 +25,22 @@ _INDEX, _WEIGHTS = "index", "weights"
 
 @dataclass
 class _Step:
-    """The step that this process runs: when it began, and the digests of what it has read, by kind."""
+    """The step that this process runs: when it began, and by kind the files that it has read, with their digests.
+
+    ``made_from`` has what is in their seals; ``None`` for a file without a seal.
+    """
 
     started: int = field(default_factory=time.time_ns)
     read: dict[str, dict[Path, str]] = field(default_factory=dict)
-    made_from: dict[Path, dict[str, list[str]]] = field(default_factory=dict)
+    made_from: dict[Path, dict[str, list[str]] | None] = field(default_factory=dict)
+
+    def indexes(self) -> dict[str, Path]:
+        """The indexes that were read, or that what was read was made from: digest → a file of it."""
+        found = {digest: file for file, digest in self.read.get(_INDEX, {}).items()}
+        for file, made_from in self.made_from.items():
+            for digest in (made_from or {}).get(_INDEX, ()):
+                found.setdefault(digest, file)
+        return found
 
 
 _step = _Step()
@@ -64,8 +75,14 @@ def sealed(path: str | os.PathLike[str]) -> Iterator[Path]:
                 "was wrong"
             )
         inputs = {kind: sorted(set(digests.values())) for kind, digests in _step.read.items()}
-        # Before the file: if the process ends between the two, the file is found to be another than the sealed one.
-        write_json(seal_of(path), {"sha256": digest_file(temporary), "started": _step.started, "made_from": inputs})
+        seal = {
+            "sha256": digest_file(temporary),
+            # The process may end after the seal is written and before the file is replaced.
+            "before": found.get("sha256", ""),
+            "started": _step.started,
+            "made_from": inputs | {_INDEX: sorted(_step.indexes())},
+        }
+        write_json(seal_of(path), seal)
 
 
 def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
@@ -84,9 +101,12 @@ def remove(path: Path) -> None:
 
 
 def intact(path: Path) -> bool:
-    """Whether the file ``path`` is as it was when it was sealed. A file without a seal is intact."""
-    found = _read(path)
-    return not found or found["sha256"] == digest_file(path)
+    """Whether the file ``path`` is as it was when it was sealed, the last time or the time before. Without a seal it is."""
+    try:
+        found = _read(path)
+    except ValueError:
+        return False
+    return not found or digest_file(path) in (found["sha256"], found.get("before"))
 
 
 def check(path: Path, kind: str | None) -> None:
@@ -99,43 +119,45 @@ def check(path: Path, kind: str | None) -> None:
     Raises:
         ValueError: a file has changed since it was written.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
+    folder = path.is_dir()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if folder else [path]:
         if file.suffix == ".seal" or not file.is_file():
             continue
         found, digest = _read(file), digest_file(file)
         if found and found["sha256"] != digest:
+            # Snakemake does not miss a single file of a folder.
+            wrong = f"the folder {path}" if folder else "it"
             raise ValueError(
-                f"{file} has changed since it was written; delete it and run again (if it is your own file, delete "
+                f"{file} has changed since it was written; delete {wrong} and run again (if it is your own file, delete "
                 f"{seal_of(file).name} beside it)"
             )
-        if kind is None:
-            continue
-        _step.read.setdefault(kind, {})[file] = digest
-        _step.made_from[file] = found.get("made_from", {})
+        if kind is not None:
+            _step.read.setdefault(kind, {})[file] = digest
+            _step.made_from[file] = found["made_from"] if found else None
 
 
 def check_together() -> None:
     """Check that the files that the step has read belong together: that they are of one index, and of the given networks.
 
+    A network without a seal may be any. Then nothing is said about networks.
+
     Raises:
-        ValueError: two files are of different indexes, or a file is of other weights than the given ones.
+        ValueError: two files are of different indexes; a file is of other weights than the given ones; or a network was trained
+            from another one than the given pretrained one.
     """
-    of_index: dict[str, Path] = {digest: file for file, digest in _step.read.get(_INDEX, {}).items()}
-    for file, made_from in _step.made_from.items():
-        for digest in made_from.get(_INDEX, ()):
-            of_index.setdefault(digest, file)
-    if len(of_index) > 1:
+    if len(of_index := _step.indexes()) > 1:
         first, second = list(of_index.values())[:2]
         raise ValueError(f"{first} and {second} are of different data or of different splits; give files of one run")
     given = _step.read.get(_WEIGHTS, {})
-    if not given:
+    parents = {file: (_step.made_from[file] or {}).get(_WEIGHTS, []) for file in given}
+    if not given or any(_step.made_from[file] is None for file in given):
         return
     allowed = set(given.values())
-    for file in given:
-        allowed |= set(_step.made_from[file].get(_WEIGHTS, ()))
+    if all(parents.values()):
+        # No pretrained network is given: what was made from it belongs to the others too.
+        allowed.update(*parents.values())
     for file, made_from in _step.made_from.items():
-        if not allowed.issuperset(made_from.get(_WEIGHTS, ())):
+        if not allowed.issuperset((made_from or {}).get(_WEIGHTS, ())):
             names = ", ".join(map(str, given))
             raise ValueError(f"{file} was made from other weights than {names}; give files of one run")
 
@@ -145,7 +167,8 @@ def _read(path: Path) -> dict[str, Any]:
     file = seal_of(path)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found["sha256"], str) or not isinstance(found["started"], int):
+        types = {"sha256": str, "started": int, "made_from": dict}
+        if not all(isinstance(found[key], kind) for key, kind in types.items()):
             raise ValueError
         return dict(found)
     except FileNotFoundError:

@@ -41,7 +41,9 @@ def test_a_flipped_bit_is_found_whatever_the_date(tmp_path, bit, place):
     message = r"a/maps\.parquet has changed since it was written; delete it and run again"
     with pytest.raises(ValueError, match=message):
         seals.check(file, "maps")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(
+        ValueError, match=r"a/maps\.parquet has changed since it was written; delete the folder .*/a and run"
+    ):
         seals.check(file.parent, "evaluation")
     assert not seals.intact(file)
 
@@ -59,7 +61,7 @@ def test_a_truncated_file_is_found_and_a_file_without_a_seal_is_taken(tmp_path):
     assert seals.intact(tmp_path / "own.pt")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 1, "started": 1}', "\u0000"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": "a", "started": 1, "made_from": 5}', "\u0000"])
 def test_a_broken_seal_is_one_line(tmp_path, text):
     file = write(tmp_path / "a.csv")
     seals.seal_of(file).write_text(text)
@@ -105,6 +107,19 @@ def test_files_of_two_runs_do_not_belong_together(tmp_path):
         together(index=[other_index], weights=[pretrained])
     with pytest.raises(ValueError, match=r"maps\.parquet was made from other weights than .*pretrained\.pt"):
         together(index=[index], weights=[pretrained], maps=[maps])
+    # A network that was trained from another one than the given.
+    another = write(tmp_path / "another.pt", "a", index=[index])
+    with pytest.raises(ValueError, match=r"guided\.pt was made from other weights than"):
+        together(index=[index], weights=[another, guided])
+    # A table inherits the index of the scores that it is made from.
+    scores = write(tmp_path / "scores.parquet", "s", index=[index])
+    table = write(tmp_path / "table.csv", "t", evaluation=[scores])
+    with pytest.raises(ValueError, match="are of different data"):
+        together(index=[other_index], table=[table])
+    # A user's own copy has no seal, so nothing is known about it.
+    copied = tmp_path / "copied.pt"
+    copied.write_bytes(guided.read_bytes())
+    together(index=[index], weights=[copied], statistics=[statistics])
     seals.begin()
     for file in (maps, other_index):
         seals.check(file, None)
@@ -116,3 +131,21 @@ def test_a_seal_names_what_a_file_was_made_from(tmp_path):
     table = write(tmp_path / "table.csv", index=[index])
     found = json.loads(seals.seal_of(table).read_text())
     assert found["made_from"] == {"index": [json.loads(seals.seal_of(index).read_text())["sha256"]]}
+
+
+def test_a_checkpoint_survives_an_end_between_its_seal_and_itself(tmp_path, monkeypatch):
+    file = tmp_path / "network.checkpoint"
+    seals.save_tensors(file, {"epoch": 1})
+    before = file.read_bytes()
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", lambda source, target: end() if target == file else os.rename(source, target))
+        with pytest.raises(KeyboardInterrupt):
+            seals.save_tensors(file, {"epoch": 2})
+    assert file.read_bytes() == before
+    assert seals.intact(file)
+    seals.seal_of(file).write_text("")
+    assert not seals.intact(file)

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=Step)
 
 
-def reads(kind: str | None) -> Callable[[Any], Any]:
-    """For an option of files: each is checked against its seal. ``None``: what it was made from is not compared with others."""
+def reads(kind: str | None, beside: str = "") -> Callable[[Any], Any]:
+    """For an option of files: each is checked against its seal, and so is the file with the suffix ``beside``.
+
+    With the kind ``None``, what it was made from is not compared with the other files.
+    """
 
     def check(value: Path | Sequence[Path] | None) -> Path | Sequence[Path] | None:
         for path in [value] if isinstance(value, Path) else value or ():
             seals.check(path, kind)
+            if beside:
+                seals.check(path.with_suffix(beside), kind)
         return value
 
     return check

@@ -92,13 +92,15 @@ def report(
         list[Path],
         typer.Option(
             "--table",
-            callback=reads("table"),
+            callback=reads("table", ".md"),
             help="table<number>.csv or comparisons_<model>.csv, with .md beside it. Repeatable.",
         ),
     ] = [],  # noqa: B006
     figure_files: Annotated[
         list[Path],
-        typer.Option("--figure", callback=reads("figure"), help="A figure (PNG), with PDF beside it. Repeatable."),
+        typer.Option(
+            "--figure", callback=reads("figure", ".pdf"), help="A figure (PNG), with PDF beside it. Repeatable."
+        ),
     ] = [],  # noqa: B006
     published: Published = Path("results/published"),
     records: Annotated[Path | None, typer.Option("--records", help="The run's records.")] = None,

@@ -243,7 +243,9 @@ def sensitivity(
 def measured(
     table: Annotated[
         Path,
-        typer.Option("--table", callback=reads("table"), help="claims.csv or sensitivity.csv, with .md beside it."),
+        typer.Option(
+            "--table", callback=reads("table", ".md"), help="claims.csv or sensitivity.csv, with .md beside it."
+        ),
     ],
     settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="The page (Markdown); the CSV goes beside it.")],

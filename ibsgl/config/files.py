@@ -1,7 +1,8 @@
-"""Reading a config file. What PyYAML would take without a word, and what would hang it, is an error with its line."""
+"""Reading a config file. What PyYAML would take without a word, and what would hang a command, is an error."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,16 @@ from ibsgl.errors import ConfigError
 _LARGEST = 100_000
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is in a mapping twice. PyYAML would take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            # Keys that << merges may be there already: that is its use.
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    first = lines[key.value]
-                    raise ConfigError(f"the key {key.value!r} is there twice, in lines {first} and {line}; keep one")
-                lines[key.value] = line
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a key that is twice in a mapping: PyYAML would take the last one."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if key.value in lines:
+            raise ConfigError(f"the key {key.value!r} is there twice, in lines {lines[key.value]} and {line}; keep one")
+        lines[key.value] = line
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -37,6 +33,7 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         known[id(node)] = _LARGEST + 1
         parts = node.value if isinstance(node, yaml.SequenceNode) else ()
         if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
             parts = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
@@ -50,11 +47,17 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is not None and _size(node, {}) > _LARGEST:
-            raise ConfigError(f"its aliases make more than {_LARGEST} values of it; write out what is needed")
-        values = None if node is None else loader.construct_document(node)
+        if path.suffix == ".json":
+            # JSON may be indented by tabs, which YAML forbids.
+            values = json.loads(text)
+        else:
+            loader = yaml.SafeLoader(text)
+            node = loader.get_single_node()
+            if node is not None and _size(node, {}) > _LARGEST:
+                raise ConfigError(
+                    f"it has more than {_LARGEST} values, with what its aliases repeat; write out what is needed"
+                )
+            values = None if node is None else loader.construct_document(node)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}") from None
     except OSError as error:
@@ -67,8 +70,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: its values are nested too deeply") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except ValueError as error:
-        # A date such as 2020-13-45.
+    except (ValueError, LookupError) as error:
+        # A date such as 2020-13-45, or !!bool x.
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a list of keys and values")

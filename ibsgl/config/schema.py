@@ -118,8 +118,9 @@ class Config(Settings):
         "Changing the device re-runs nothing. A GPU draws other masks and noise from the same seed",
     )
     threads: Positive = Field(1, description="CPU threads of each heavy job")
-    shard_size: Positive = Field(
+    shard_size: int = Field(
         512,
+        ge=1,
         description="test images that one job explains or scores, and that a killed job starts again. No result depends on it",
     )
     batch_size: Positive = Field(

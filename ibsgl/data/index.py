@@ -81,8 +81,14 @@ class Index:
 def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
     """:attr:`Index.table` from the rows of each split. The rows have all columns except ``split``.
 
-    Without the columns ``sha256`` and ``mask_sha256`` no step checks that images and masks are those of the index.
+    Without ``sha256`` no step checks that the image is that of the index. Without ``mask_sha256`` the image has no mask.
+
+    Raises:
+        ValueError: a row has a key that is no column.
     """
+    keys = {key for of_split in rows.values() for row in of_split for key in row}
+    if unknown := sorted(keys - set(_SCHEMA.names)):
+        raise ValueError(f"the index has no column {unknown[0]!r}; its columns are {', '.join(_SCHEMA.names)}")
     return pd.DataFrame(
         [{"split": split, "sha256": "", "mask_sha256": "", **row} for split in SPLITS for row in rows.get(split, ())],
         columns=_SCHEMA.names,

@@ -39,9 +39,9 @@ def _open(path: Path, sha256: str) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """``image`` with 8 bits for each of three colours."""
-    if image.mode.startswith("I"):
-        # 16 bits of grey. Pillow would clip them to 8.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        # Grey. Pillow would clip it to 8 bits.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 

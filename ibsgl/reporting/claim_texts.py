@@ -106,7 +106,7 @@ def _effect_text(row: Any) -> str:
     if row.verdict == Verdict.NOT_TESTED:
         return f" ({row.reason})"
     # The interval that the verdict is taken from.
-    return f" ({interval_text(row._asdict(), row.unit, 'corrected_')})"
+    return f" ({interval_text(row._asdict(), row.unit, 'corrected_')}, corrected)"
 
 
 def _lower(title: str) -> str:

@@ -307,7 +307,7 @@ def test_bad_arguments(small_voc, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("orientation", "size", "stated"), [(6, (8, 8), (8, 8)), (3, (8, 6), (8, 6)), (8, (8, 6), (0, 0))]
+    ("orientation", "size", "stated"), [(6, (8, 8), (8, 8)), (5, (9, 9), (9, 9)), (8, (8, 6), (0, 0))]
 )
 def test_an_exif_turn_that_the_size_does_not_show_is_refused(make_voc, write_image, orientation, size, stated):
     root = make_voc({"test": {"a": (size, [("cat", (1, 1, 2, 2))])}})
@@ -315,8 +315,18 @@ def test_an_exif_turn_that_the_size_does_not_show_is_refused(make_voc, write_ima
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", size).save(root / "JPEGImages" / "a.png", exif=exif)
-    with pytest.raises(ValueError, match=r"JPEGImages/a\.png: an EXIF tag turns or mirrors the image"):
+    with pytest.raises(ValueError, match=r"JPEGImages/a\.png: an EXIF tag turns the image"):
         build(root, splits={"test": "test"})
+
+
+@pytest.mark.parametrize("orientation", [3, 0, 99])
+def test_other_exif_tags_are_not_followed(make_voc, orientation, caplog):
+    root = make_voc({"test": {"a": ((8, 8), [("cat", (1, 1, 2, 2))])}})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (8, 8)).save(root / "JPEGImages" / "a.png", exif=exif)
+    assert len(build(root, splits={"test": "test"}).table) == 1
+    assert ("turns it by 180°" in caplog.text) == (orientation == 3)
 
 
 def test_what_cannot_be_read_is_found_when_the_index_is_made(small_voc):

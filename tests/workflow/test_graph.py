@@ -25,6 +25,7 @@ from workspaces import (
     configured,
     environment,
     job,
+    with_flipped_bits,
     workspace,
 )
 
@@ -154,6 +155,19 @@ def test_tables_equal_those_of_the_same_commands_run_by_hand_without_a_break(
     ]
     for path in made:
         assert (results / path).read_bytes() == (killed_and_restarted / "results" / "minimal" / path).read_bytes(), path
+
+
+def test_a_flipped_bit_in_any_file_that_a_job_reads_stops_it(dry_run, fork, killed_and_restarted):
+    _, output = dry_run(killed_and_restarted, "minimal.yaml", "--forceall")
+    commands = [shlex.split(line)[1:-2] for line in re.findall(r"^Shell command: (ibsgl .*)$", output, re.M)]
+    found = fork(with_flipped_bits, killed_and_restarted, commands, 0)
+    assert len(found) >= 100
+    unnoticed = [
+        (file, said) for file, said in found if not said.startswith(f"{file} has changed since it was written")
+    ]
+    assert unnoticed == []
+    kinds = {re.sub(r"\d|resnet/|/(pretrained|guided|control|shuffled)", "", file) for file, _ in found}
+    assert len(kinds) >= 12, kinds
 
 
 def test_tables_and_figures_are_there_and_parse(killed_and_restarted):

@@ -4,7 +4,9 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import yaml
 
@@ -123,3 +125,55 @@ def by_hand(folder, commands):
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         for command in commands:
             app(command, standalone_mode=False)
+
+
+READ = (
+    "--index",
+    "--weights",
+    "--maps",
+    "--statistics",
+    "--bottleneck",
+    "--evaluation",
+    "--claims",
+    "--table",
+    "--figure",
+)
+
+
+def inputs(command):
+    """The files among the results that an ``ibsgl`` command reads, as the seals cover them."""
+    words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    files = []
+    for option, value in pairwise(words):
+        # The job that makes the statistics names them so too.
+        if option in READ and not (command[0] == "bottleneck" and option == "--statistics"):
+            path = Path(value)
+            files += sorted(path.glob("[!.]*")) if path.is_dir() else [path]
+    return files
+
+
+def with_flipped_bits(folder, commands, seed):
+    """Call each command twice for each file that it reads, with one bit of the file flipped; (file, what it said)."""
+    from ibsgl.cli import app
+
+    os.chdir(folder)
+    random = Random(seed)
+    found = []
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        for command in commands:
+            for file in 2 * inputs(command):
+                content, facts = file.read_bytes(), file.stat()
+                flipped = bytearray(content)
+                flipped[random.randrange(len(flipped))] ^= 1 << random.randrange(8)
+                file.write_bytes(flipped)
+                os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+                said = "nothing"
+                try:
+                    app(command, standalone_mode=False)
+                except ValueError as error:
+                    said = str(error)
+                finally:
+                    file.write_bytes(content)
+                    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+                found.append((file.as_posix(), said))
+    return found

@@ -43,8 +43,8 @@ PAIRS_PER_IMAGE = {
 }
 # The number of classes of a data set that does not exist yet, if the config does not name them. It hardly changes a plan.
 CLASSES = 20
-# EXIF's tag for the orientation. From 5 on, width and height change places.
-_ORIENTATION, _FIRST_QUARTER_TURN = 0x0112, 5
+# EXIF's tag for the orientation, and its values. Only with the quarter turns width and height change places.
+_ORIENTATION, _OTHER_TURNS, _QUARTER_TURNS = 0x0112, (2, 3, 4), (5, 6, 7, 8)
 _THREADS = 4
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -198,8 +198,9 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         findings.errors.append(f"{shown}: the image cannot be read ({error})")
         return None
-    if mode == "F":
-        findings.errors.append(f"{shown}: its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if mode in ("F", "I"):
+        kind = "floating-point numbers" if mode == "F" else "32-bit integers"
+        findings.errors.append(f"{shown}: its pixels are {kind}, whose range is unknown; save it with 8 or 16 bits")
         return None
     stated = stated_size(annotation)
     if stated not in (None, (width, height)):
@@ -211,12 +212,14 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
             return None
         findings.warnings["the annotation's size differs from the file's size, which is used"].append(name)
     # Where width and height differ, the annotation's size has shown that the boxes are those of the pixels as they are.
-    if turned not in (0, 1) and (turned < _FIRST_QUARTER_TURN or width == height or stated is None):
+    if turned in _QUARTER_TURNS and (width == height or stated is None):
         findings.errors.append(
-            f"{shown}: an EXIF tag turns or mirrors the image, and it is unknown whether the boxes follow it; turn the pixels "
-            "and remove the tag"
+            f"{shown}: an EXIF tag turns the image, and it is unknown whether the boxes follow it; turn the pixels and remove "
+            "the tag"
         )
         return None
+    if turned in _OTHER_TURNS:
+        findings.warnings["an EXIF tag mirrors the image or turns it by 180°; it is not followed"].append(shown)
     objects = _objects(annotation, name, width, height, findings)
     facts = {"width": width, "height": height, "file": shown, "sha256": sha256[1]}
     return facts | {"mask_sha256": sha256[2] if has_mask else "", "objects": objects, "content": "".join(sha256)}
