@@ -76,7 +76,9 @@ def _of_form(rows: pd.DataFrame) -> str:
         for row in rows.itertuples()
     ]
     description = rows["description"].iloc[0]
-    return f"{description[0].upper()}{description[1:]}: EBPG of the map {', '.join(parts)}."
+    # A capital α would look like a Latin A.
+    first = description[0].upper() if description[0].isascii() else description[0]
+    return f"{first}{description[1:]}: EBPG of the map {', '.join(parts)}."
 
 
 def measured_effects() -> dict[str, str]:

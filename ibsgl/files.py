@@ -56,7 +56,7 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         if str(path) in reason:
             raise
         raise ValueError(
-            f"{path} cannot be read ({reason or type(error).__name__}); delete it and run again"
+            f"{path} cannot be read ({reason or type(error).__name__}): it is damaged, or from another program"
         ) from error
 
 

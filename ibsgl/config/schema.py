@@ -22,6 +22,7 @@ from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import MetricSettings
 from ibsgl.networks.registry import NetworkSettings
+from ibsgl.redaction import redacted
 from ibsgl.settings import Positive, Settings
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
@@ -360,4 +361,5 @@ def describe(error: ValidationError, where: str = "") -> str:
             reason += f" (it is {first['input']!r})"
     more = f" (and {len(others)} more problems)" if others else ""
     key = (where + ".".join(map(str, path))).rstrip(".")
-    return f"{key}: {reason}{more}" if key else f"{reason}{more}"
+    # A wrong value may be an address with a password.
+    return redacted(f"{key}: {reason}{more}" if key else f"{reason}{more}")

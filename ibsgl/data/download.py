@@ -147,7 +147,7 @@ def _obtain(archive: Archive, mirrors: Sequence[str], folder: Path, pause: float
             os.replace(part, target)
             return target
         except _Refused as refusal:
-            faults.append(f"{mirror}: {refusal}")
+            faults.append(redacted(f"{mirror}: {refusal}"))
     raise DownloadError(
         f"{archive.name}: no mirror has it ({'; '.join(faults)}); start again later, or put the file of {archive.bytes} bytes "
         f"with MD5 {archive.md5} at {target}"

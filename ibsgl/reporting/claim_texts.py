@@ -96,17 +96,17 @@ def _amount(text: str, unit: str) -> str:
     return f"{text} {'point' if unit == 'points' and text == '1' else unit}"
 
 
-def interval_text(row: Mapping[str, Any], unit: str, prefix: Literal["", "corrected_"] = "") -> str:
-    """The effect of a row with its 95 % interval, ``low`` and ``high``, or with ``prefix`` the corrected one."""
+def interval_text(row: Mapping[str, Any], unit: str, prefix: Literal["", "corrected_"] = "", name: str = "") -> str:
+    """The effect of a row with its 95 % interval, or with ``prefix`` the corrected one; ``name`` stands before the interval."""
     low, high = (_number(row[prefix + key], unit) for key in ("low", "high"))
-    return f"{_amount(_number(row['effect'], unit, sign=True), unit)} [{low}, {high}]"
+    return f"{_amount(_number(row['effect'], unit, sign=True), unit)}{name} [{low}, {high}]"
 
 
 def _effect_text(row: Any) -> str:
     if row.verdict == Verdict.NOT_TESTED:
         return f" ({row.reason})"
     # The interval that the verdict is taken from.
-    return f" ({interval_text(row._asdict(), row.unit, 'corrected_')}, corrected)"
+    return f" ({interval_text(row._asdict(), row.unit, 'corrected_', ', corrected interval')})"
 
 
 def _lower(title: str) -> str:

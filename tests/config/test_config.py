@@ -112,6 +112,15 @@ def test_the_demo_has_one_network_one_training_and_methods_of_one_pass():
             )
             for change in ({"name": "../up.tar"}, {"md5": "0"}, {"bytes": 0}, {"sha256": "0"})
         ],
+        (
+            {
+                "data__source": "voc",
+                "data__root": "x",
+                "data__download": DOWNLOAD | {"mirrors": ["https://me:secret@host/voc/"]},
+            },
+            "data.download.mirrors: an address with a user or a token would stand in logs; put them into ~/.netrc (it is "
+            "['https://host/voc/'])",
+        ),
         ({"models__vgg__override": {"metrics": {}}}, "models.vgg.override.metrics: only"),
         ({"models__vgg__override": {"guidance": {"mu": -1}}}, "models.vgg.override.guidance.mu: Input should be"),
         ({"classifier__epochs": -1}, "classifier.epochs: Input should be greater than or equal to 0 (it is -1)"),
