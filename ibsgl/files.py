@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -46,18 +47,46 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of a reader become one line with the name of the file ``path``. That it is missing stays an error of its own."""
+    """Errors of a reader become a ``ValueError`` of one line with the name of the file ``path``.
+
+    What the system says of the file, such as that it is missing, stays an ``OSError``.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
+        # A damaged file can make a library raise anything.
         reason = " ".join(str(error).split())
-        if str(path) in reason:
+        if (isinstance(error, OSError) and error.filename) or (type(error) is ValueError and str(path) in reason):
             raise
         raise ValueError(
             f"{path} cannot be read ({reason or type(error).__name__}): it is damaged, or from another program"
         ) from error
+
+
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU. Nothing in the file is executed.
+
+    Raises:
+        ValueError: the file cannot be read. The message is one line.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: torch.load cannot read it as a file of tensors alone; of a network, save its state_dict()"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        # Most of these messages have several lines, of which the first says what is wrong.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: the tensors cannot be read ({reason}); check that the file is complete") from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

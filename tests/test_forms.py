@@ -322,7 +322,7 @@ def test_errors_are_one_line(forms, run, tmp_path):
     assert "there is no form 'rise'; take one of bottleneck_active_neurons, " in last_line("--forms", "rise")
     network = run.folder / "resnet" / "1" / "pretrained" / "network.pt"
     network.write_bytes(b"")
-    assert f"{network}: the weights cannot be read" in last_line()
+    assert f"{network}: the tensors cannot be read" in last_line()
     network.unlink()
     assert f"there is no file {network}; run the workflow with this config first" in last_line()
     assert not (tmp_path / "none.csv").exists()

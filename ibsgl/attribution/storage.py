@@ -62,6 +62,29 @@ def write_maps(
             writer.write_table(pa.table(columns, schema=schema))
 
 
+def _has_maps(schema: pa.Schema, facts: object) -> bool:
+    """Whether these are schema and metadata of :func:`write_maps`."""
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), dict) for key in ("labels", "settings")):
+        return False
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    saliency = [columns.pop(name, None) for name in facts["labels"]]
+    return columns == _IDENTITY and all(
+        kind is not None and pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() for kind in saliency
+    )
+
+
+def _read(file: pq.ParquetFile, path: Path, names: Sequence[str], batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """{method: saliency (B,H,W)} for successive ``batch_size`` rows of ``file``, which is that of ``path``."""
+    with named(path):
+        for part in file.iter_batches(batch_size, columns=list(names)):
+            maps = {}
+            for name, column in zip(part.schema.names, part.columns, strict=True):
+                values = column.flatten().to_numpy()
+                side = math.isqrt(column.type.list_size)
+                maps[name] = torch.from_numpy(values.reshape(-1, side, side).copy())
+            yield maps
+
+
 class Maps:
     """The maps of one shard of test pairs. They are read a few at a time from the files of :func:`write_maps`.
 
@@ -78,31 +101,25 @@ class Maps:
         self.pairs = pairs
         self.labels: dict[str, str] = {}
         self.settings: dict[str, dict[str, Any]] = {}
-        self._files: list[tuple[pq.ParquetFile, list[str]]] = []
+        self._files: list[tuple[pq.ParquetFile, Path, list[str]]] = []
         for path in files:
             # With pre_buffer the whole file would be in memory in the end.
             with named(path):
                 file = pq.ParquetFile(path, pre_buffer=False)
                 facts = json.loads((file.schema_arrow.metadata or {}).get(b"ibsgl", b"{}"))
-            if not facts.keys() >= {"labels", "settings"}:
-                raise ValueError(f"{path} has no saliency maps of this benchmark; delete it and run again")
-            names = [name for name in facts["labels"] if methods is None or name in methods]
-            if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:
-                raise ValueError(f"{path}: the maps do not belong to this index; delete the file and run again")
+                if not _has_maps(file.schema_arrow, facts):
+                    raise ValueError(f"{path} has no saliency maps of this benchmark; delete it and run again")
+                names = [name for name in facts["labels"] if methods is None or name in methods]
+                if file.read(list(_IDENTITY)).to_pydict() != {key: pairs[key].tolist() for key in _IDENTITY}:
+                    raise ValueError(f"{path}: the maps do not belong to this index; delete the file and run again")
             self.labels |= {name: facts["labels"][name] for name in names}
             self.settings |= dict.fromkeys(names, facts["settings"])
-            self._files.append((file, names))
+            self._files.append((file, path, names))
         if missing := sorted(set(methods or ()) - self.labels.keys()):
             raise ValueError(f"{files[0].parent}: there are no maps of {missing[0]}; delete the folder and run again")
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """{method: saliency (B,H,W)} for successive ``batch_size`` pairs."""
-        readers = [file.iter_batches(batch_size, columns=names) for file, names in self._files if names]
+        readers = [_read(file, path, names, batch_size) for file, path, names in self._files if names]
         for parts in zip(*readers, strict=True):
-            maps = {}
-            for part in parts:
-                for name, column in zip(part.schema.names, part.columns, strict=True):
-                    values = column.flatten().to_numpy()
-                    side = math.isqrt(column.type.list_size)
-                    maps[name] = torch.from_numpy(values.reshape(-1, side, side).copy())
-            yield maps
+            yield {name: saliency for part in parts for name, saliency in part.items()}

@@ -26,6 +26,7 @@ from ibsgl.cli.options import (
     WeightsFiles,
     dataset,
     device_of,
+    load_bottleneck,
     load_statistics,
     parse,
     reads,
@@ -108,7 +109,6 @@ def evaluate(
     losses and diagnostics of the held-out images.
     """
     import pandas as pd
-    import torch
 
     from ibsgl import attribution, provenance
     from ibsgl.attribution.storage import Maps
@@ -159,8 +159,9 @@ def evaluate(
         logits = predict_variants(networks, images, further_ids, **options)
         of_split.append(predictions(images, "further", further_ids, logits))
     # The file has the maps of the whole split. A shard's index is that of the split.
-    l_ib = torch.load(bottleneck_file, weights_only=True)
-    own, other = (l_ib[key][held_out.index.tolist()] for key in ("held_out", "held_out_other"))
+    own, other = (
+        l_ib[held_out.index.tolist()] for l_ib in load_bottleneck(bottleneck_file, "held_out", "held_out_other")
+    )
     labels = {name: method.label for of_variant in methods.values() for name, method in of_variant.items()}
     write_evaluation(
         out,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ibsgl import seals
+from ibsgl import files, seals
 
 if TYPE_CHECKING:
     import torch
@@ -111,11 +111,18 @@ def dataset(index_file: Path, root: Path, size: int) -> ImageDataset:
 
 def load_statistics(path: Path, device: torch.device) -> FeatureStatistics:
     """The feature statistics in the file ``path``."""
-    import torch
-
     from ibsgl.bottleneck import FeatureStatistics
 
-    return FeatureStatistics.from_state_dict(torch.load(path, weights_only=True)).to(device)
+    with files.named(path):
+        return FeatureStatistics.from_state_dict(files.read_tensors(path)).to(device)
+
+
+def load_bottleneck(path: Path, *splits: str) -> list[torch.Tensor]:
+    """L^ib of the pairs of each of ``splits``, from the file ``path``."""
+    l_ib = files.read_tensors(path)
+    if not isinstance(l_ib, dict) or not l_ib.keys() >= set(splits):
+        raise ValueError(f"{path} has no L^ib of this benchmark; give a file of ibsgl bottleneck")
+    return [l_ib[split] for split in splits]
 
 
 def write_record(

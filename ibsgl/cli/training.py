@@ -24,6 +24,7 @@ from ibsgl.cli.options import (
     Weights,
     dataset,
     device_of,
+    load_bottleneck,
     load_statistics,
     parse,
     write_record,
@@ -138,7 +139,6 @@ def guide(
     records: Records = None,
 ) -> None:
     """Train a variant: with guidance (Algorithm 1), or as the control, whose settings have no guidance."""
-    import torch
 
     from ibsgl import provenance, seals
     from ibsgl.config.steps import Guide
@@ -161,7 +161,7 @@ def guide(
         step.training,
         guidance=step.guidance,
         suppression=step.suppression,
-        l_ib=torch.load(bottleneck_file, weights_only=True)["train"] if bottleneck_file else None,
+        l_ib=load_bottleneck(bottleneck_file, "train")[0] if bottleneck_file else None,
         bottleneck=step.bottleneck,
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
         name=f"{model} {variant} {step.replicate}",

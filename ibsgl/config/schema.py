@@ -326,6 +326,10 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+# Letters of a value in a message.
+_LONGEST = 200
+
+
 def parse(values: Mapping[str, Any], where: str = "") -> Config:
     """The config of ``values``: keys, types and ranges are checked, files and networks are not.
 
@@ -336,6 +340,12 @@ def parse(values: Mapping[str, Any], where: str = "") -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from None
+
+
+def _shown(value: object) -> str:
+    """``value`` as a person would write it, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def describe(error: ValidationError, where: str = "") -> str:
@@ -350,16 +360,19 @@ def describe(error: ValidationError, where: str = "") -> str:
         reason = "this key is missing"
     elif first["type"] == "union_tag_invalid":
         path.append("source")
-        reason = f"there is no source {first['ctx']['tag']!r}; take one of {', '.join(SOURCES)}"
+        reason = f"there is no source {_shown(first['ctx']['tag'])}; take one of {', '.join(SOURCES)}"
     elif first["type"] == "union_tag_not_found":
-        reason = f"this is a section with keys of its own, such as source: {DEFAULT} (it is {first['input']!r})"
+        reason = f"this is a section with keys of its own, such as source: {DEFAULT} (it is {_shown(first['input'])})"
     elif first["type"] == "model_type":
-        reason = f"this is a section with keys of its own (it is {first['input']!r})"
+        reason = f"this is a section with keys of its own (it is {_shown(first['input'])})"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         if not isinstance(first["input"], Mapping):
-            reason += f" (it is {first['input']!r})"
+            reason += f" (it is {_shown(first['input'])})"
     more = f" (and {len(others)} more problems)" if others else ""
-    key = (where + ".".join(map(str, path))).rstrip(".")
+    key = where + ".".join(
+        part if isinstance(part, str) and part.isprintable() and part else repr(part) for part in path
+    )
+    key = key.rstrip(".")
     # A wrong value may be an address with a password.
     return redacted(f"{key}: {reason}{more}" if key else f"{reason}{more}")

@@ -34,6 +34,10 @@ _SCHEMA = pa.schema(
 )
 
 
+# What the file's metadata has.
+_FACTS = {"class_names", "digest", "root"}
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """The content of a data set without its pixels.
@@ -67,14 +71,15 @@ class Index:
         """Read a file of :meth:`save`. ``ValueError`` if ``path`` is another Parquet file, or an index of an older version."""
         with named(path):
             table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        if b"ibsgl" not in metadata or table.column_names != _SCHEMA.names:
-            raise ValueError(f"{path} is not a data index; build it again")
-        facts = json.loads(metadata[b"ibsgl"])
-        lists = ["boxes", "difficult"]
-        frame = table.drop_columns(lists).to_pandas()
-        for name in lists:
-            frame.insert(_SCHEMA.get_field_index(name), name, table[name].to_pylist())
+            table.validate(full=True)
+            facts = json.loads((table.schema.metadata or {}).get(b"ibsgl", "{}"))
+            texts = [*facts["class_names"], facts["digest"], facts["root"]] if set(facts) >= _FACTS else [None]
+            if table.schema != _SCHEMA or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{path} is not a data index; build it again")
+            lists = ["boxes", "difficult"]
+            frame = table.drop_columns(lists).to_pandas()
+            for name in lists:
+                frame.insert(_SCHEMA.get_field_index(name), name, table[name].to_pylist())
         return cls(tuple(facts["class_names"]), facts["digest"], facts["root"], frame)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from ibsgl.files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +27,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, or holds something else. The message is one line.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: torch.load cannot read it as a file of weights alone; save the network's state_dict()"
-        ) from error
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: the weights cannot be read ({reason}); check that the file is complete") from error
+    state = read_tensors(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

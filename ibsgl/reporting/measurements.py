@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from ibsgl.files import named
 from ibsgl.reporting.columns import METADATA_KEY, PAIR
@@ -25,9 +26,10 @@ _FILES = {
     "scores": (["variant", "scored_on", "method", "replicate", *PAIR], ["model", "arch", "label", "p_full", "p_kept"]),
     "losses": (["variant", "replicate", *PAIR], ["l_ce", "l_ss", "overlap"]),
     "predictions": (["variant", "replicate", "split", "image_id"], ["correct"]),
-    "curves": (["variant", "replicate", *PAIR, "repeat", "fraction"], ["probability"]),
+    "curves": (["variant", "replicate", *PAIR, "repeat", "fraction"], ["model", "probability"]),
     "diagnostics": (["replicate", *PAIR], ["nats", "r_other", "r_activation", "r_gradient", "region_share"]),
 }
+_TEXTS = {"variant", "scored_on", "method", "split", "model", "arch", "label", *PAIR}
 # Which file a quantity is computed from. Every other quantity is a column of the scores.
 _SOURCES = {
     **dict.fromkeys(("l_ce", "l_ss", "overlap"), "losses"),
@@ -213,7 +215,12 @@ def read_measurements(folders: Iterable[str | Path]) -> Measurements:
     places = sorted(map(Path, folders), key=str)
     if not places:
         raise ValueError("there are no measurements to read")
-    frames = {name: pd.concat([_read(place, name) for place in places], ignore_index=True) for name in _FILES}
+    frames = {
+        name: pd.concat(
+            [read_table(place, name).assign(file=str(place / f"{name}.parquet")) for place in places], ignore_index=True
+        )
+        for name in _FILES
+    }
     metadata = {str(place / "scores.parquet"): _metadata(place / "scores.parquet") for place in places}
     models = sorted(frames["scores"]["model"].unique())
     if len(models) != 1:
@@ -238,8 +245,7 @@ def read_measurements(folders: Iterable[str | Path]) -> Measurements:
     }
     # Weights and times differ between replicates.
     facts["replicates"] = {
-        int(number): dict(metadata[digests[0][0]])
-        | {"seconds": sum(metadata[path].get("seconds", 0.0) for path, _ in digests)}
+        int(number): dict(metadata[digests[0][0]]) | {"seconds": sum(metadata[path]["seconds"] for path, _ in digests)}
         for number, digests in by_replicate.items()
     }
     arch = ", ".join(sorted(frames["scores"]["arch"].unique()))
@@ -282,23 +288,44 @@ def check_rows(frame: pd.DataFrame, identity: Sequence[str], name: str) -> None:
             )
 
 
-def _read(place: Path, name: str) -> pd.DataFrame:
+def read_table(place: Path, name: str) -> pd.DataFrame:
+    """One file of an evaluation: ``scores``, ``losses``, ``predictions``, ``curves`` or ``diagnostics``.
+
+    Args:
+        place: the folder of one shard.
+        name: of the file, without its suffix.
+
+    Raises:
+        ValueError: the file cannot be read, or a column is missing or has values of another kind.
+    """
     path = place / f"{name}.parquet"
     with named(path):
-        frame = pd.read_parquet(path)
-    absent = [column for part in _FILES[name] for column in part if column not in frame]
-    if absent:
-        raise ValueError(f"{path} lacks the columns {', '.join(absent)}; delete the folder and measure again")
-    return frame.assign(file=str(path))
+        table = pq.read_table(path)
+        # Text that is no UTF-8 would be found much later.
+        table.validate(full=True)
+        frame = table.to_pandas()
+        columns = [column for part in _FILES[name] for column in part]
+        if absent := [column for column in columns if column not in frame]:
+            raise ValueError(f"{path} lacks the columns {', '.join(absent)}; delete the folder and measure again")
+        for column in columns:
+            values = frame[column]
+            identifies = column in _FILES[name][0]
+            right = is_string_dtype(values) if column in _TEXTS else is_numeric_dtype(values)
+            if not right or (identifies and values.isna().any()):
+                kind = "text" if column in _TEXTS else "numbers"
+                raise ValueError(f"{path}: its column {column} is not of {kind}; delete the folder and measure again")
+    return frame
 
 
 def _metadata(path: Path) -> dict[str, Any]:
     with named(path):
         content = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
-    if content is None:
-        raise ValueError(f"{path} has no 'ibsgl' record in its metadata; give a file that the evaluation has written")
-    facts: dict[str, Any] = json.loads(content)
-    return facts
+        facts = json.loads(content) if content is not None else None
+        if not isinstance(facts, dict) or not isinstance(facts.get("settings", {}), dict):
+            raise ValueError(
+                f"{path} has no 'ibsgl' record in its metadata; give a file that the evaluation has written"
+            )
+        return facts | {"seconds": float(facts.get("seconds", 0.0))}
 
 
 def _check_agreement(key: str, values: Sequence[tuple[str, object]]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ibsgl.errors import TrainingError
+from ibsgl.files import read_tensors
 from ibsgl.inference import predict
 from ibsgl.metrics.classification import classification_score
 from ibsgl.networks.split import SplitNetwork
@@ -106,7 +107,7 @@ def run_epochs(
     if checkpoint.exists() and not intact(checkpoint):
         log.warning("%s has changed since it was written; %s starts again", checkpoint, name)
     elif checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = read_tensors(checkpoint)
         if state["digest"] == digest:
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])

@@ -113,7 +113,7 @@ class Danger:
     [
         (b"", "w.pt: "),
         (b"no weights at all", "w.pt: "),
-        (Danger(), "w.pt: torch.load cannot read it as a file of weights alone"),
+        (Danger(), "w.pt: torch.load cannot read it as a file of tensors alone"),
         ([torch.zeros(2)], r"w.pt: it must hold a state dict \(names and dense tensors\)"),
         ({"state_dict": {}}, "w.pt: it must hold a state dict"),
         ({"epoch": 3}, "w.pt: it must hold a state dict"),

@@ -87,7 +87,10 @@ def run(
             for fraction in FRACTIONS:
                 curves.append(
                     of_variant.assign(
-                        repeat=0, fraction=fraction, probability=0.8 - fraction * 0.5 - (fraction > 0) * effect
+                        model=model,
+                        repeat=0,
+                        fraction=fraction,
+                        probability=0.8 - fraction * 0.5 - (fraction > 0) * effect,
                     )
                 )
     frames = (pd.concat(parts, ignore_index=True) for parts in (scores, losses, predictions, curves, diagnostics))

@@ -395,7 +395,7 @@ def test_curves_are_read_with_their_model(tmp_path):
     with pytest.raises(ValueError, match="no deletion curves"):
         figures.read_curves([])
     curves.rename(columns={"variant": "network"}).to_parquet(folders[0] / "curves.parquet")
-    with pytest.raises(ValueError, match=r"curves\.parquet has no column variant"):
+    with pytest.raises(ValueError, match=r"curves\.parquet lacks the columns variant"):
         figures.read_curves(folders)
 
 

@@ -24,6 +24,7 @@ from pydantic import Field
 from ibsgl.data.download import Download
 from ibsgl.data.index import SPLITS, Index, as_table, mask_path, set_aside
 from ibsgl.data.sources.base import Counts, DataSource, Split
+from ibsgl.files import named
 from ibsgl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def _listed(root: Path, name: str) -> list[str]:
     if not path.is_file():
         names = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))[:25]) or "none"
         raise ValueError(f"{path}: no such split list; lists in that folder: {names}")
-    ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    with named(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise ValueError(f"{path}: the split list is empty")
     outside = [image_id for image_id in ids if PurePosixPath(image_id).is_absolute() or ".." in image_id.split("/")]
@@ -101,7 +104,9 @@ def shown_classes(root: Path, name: str, difficult: Literal["keep", "drop"] = "k
     """
     shown = {}
     for image_id in _listed(Path(root), name):
-        annotation = ElementTree.parse(Path(root) / "Annotations" / f"{image_id}.xml")
+        file = Path(root) / "Annotations" / f"{image_id}.xml"
+        with named(file):
+            annotation = ElementTree.parse(file)
         shown[image_id] = {
             (item.findtext("name") or "").strip()
             for item in annotation.iterfind("object")
@@ -401,7 +406,7 @@ class VOC(DataSource):
         if not path.is_file() and self.download:
             return self.download.images[self.splits.test]
         # 1 for a list that is missing or empty. Reading the index then raises an error.
-        return max(1, len(path.read_text().split()) if path.is_file() else 1)
+        return max(1, sum(map(bool, map(bytes.strip, path.read_bytes().splitlines()))) if path.is_file() else 1)
 
     def count(self, root: Path, images: Mapping[str, int]) -> Counts:
         """The numbers in the folder. Before a download, the number of pairs is that of VOC 2007, or an estimate."""

@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ibsgl.files import named
 from ibsgl.metrics.deletion import area_under
 from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
+from ibsgl.reporting.measurements import read_table
 from ibsgl.reporting.statistics import crossed_estimate
 from ibsgl.training.variants import VARIANTS
 
@@ -43,10 +43,7 @@ def read_curves(folders: Iterable[str | Path]) -> pd.DataFrame:
     """
     frames = []
     for folder in map(Path, folders):
-        with named(folder / "curves.parquet"):
-            curves = pd.read_parquet(folder / "curves.parquet")
-        if not {"model", "variant", "replicate"} <= set(curves):
-            raise ValueError(f"{folder}: curves.parquet has no column variant; delete the folder and compute it again")
+        curves = read_table(folder, "curves")
         frames.append(curves[curves["variant"].isin(list(_CURVES))])
     if not frames:
         raise ValueError("there are no deletion curves to draw")
