@@ -254,7 +254,7 @@ def _needed_bytes(config: Config) -> int | None:
         return None
     try:
         sizes = make_plan(config, calibration=False).disk_bytes
-    except ValueError:
+    except (ValueError, OSError):
         return None
     here = _has_files(Path(config.data_root))
     return sum(size for what, size in sizes.items() if not (here and what in ("archives", "data, unpacked")))

@@ -55,6 +55,8 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except Exception as error:
         # A damaged file can make a library raise anything.
         reason = " ".join(str(error).split())

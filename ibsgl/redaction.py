@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import TextIO
 
-# An address with a user before "@", and one with a query. Each ends at a space, a quote or a bracket.
+# An address with a user before "@", and a path with a query. Each ends at a space, a quote or a bracket.
 _USER = re.compile(r"(?<=://)[^/@\s'\"<>]*@")
-_QUERY = re.compile(r"(://[^?\s'\"<>]*)\?[^\s'\"<>#)\]]+")
+_QUERY = re.compile(r"(/[^?\s'\"<>]*)\?[^\s'\"<>#)\]]+")
 
 
 def redacted(text: str) -> str:

@@ -203,6 +203,8 @@ def test_decisions_name_switches_that_exist(keys):
 
 @every_page
 def test_keys_in_the_text_exist(page, keys):
+    if page == "docs/bad-inputs.md":
+        pytest.skip("it lists keys that do not exist")
     sections = "|".join(Config.model_fields)
     named = {
         match[1]

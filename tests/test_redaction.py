@@ -22,6 +22,7 @@ DOWNLOAD = {"archives": [{"name": "a.tar", "md5": "0" * 32, "bytes": 1}], "image
         ("postgresql://me:se%40cret@db/runs", "postgresql://db/runs"),
         ("two: http://a:secret@x http://y?sig=secret&b=1#/runs", "two: http://x http://y?…#/runs"),
         ("sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs", None),
+        ("url: /x?token=secret/api/2.0/mlflow (caused by", "url: /x?… (caused by"),
         ("a@b.c, what? C:\\x", None),
     ],
 )

@@ -75,6 +75,7 @@ def _has_maps(schema: pa.Schema, facts: object) -> bool:
 
 def _read(file: pq.ParquetFile, path: Path, names: Sequence[str], batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
     """{method: saliency (B,H,W)} for successive ``batch_size`` rows of ``file``, which is that of ``path``."""
+    rows = 0
     with named(path):
         for part in file.iter_batches(batch_size, columns=list(names)):
             maps = {}
@@ -82,7 +83,10 @@ def _read(file: pq.ParquetFile, path: Path, names: Sequence[str], batch_size: in
                 values = column.flatten().to_numpy()
                 side = math.isqrt(column.type.list_size)
                 maps[name] = torch.from_numpy(values.reshape(-1, side, side).copy())
+            rows += part.num_rows
             yield maps
+        if rows != file.metadata.num_rows:
+            raise ValueError(f"{path} has {rows} maps for {file.metadata.num_rows} pairs; delete it and run again")
 
 
 class Maps:

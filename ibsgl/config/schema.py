@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
@@ -28,7 +29,17 @@ from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
 from ibsgl.training.variants import CONTROL, GUIDED, PRETRAINED
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
+
+def _check_period(name: str) -> str:
+    """Refuse what Snakemake takes for an endless recursion: a name with a part that is repeated many times."""
+    if found := re.search(r"(.+?)\1{9,}", name):
+        raise ValueError(
+            f"{found[1]!r} is repeated ten times, which Snakemake takes for a recursion; take another name"
+        )
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100), AfterValidator(_check_period)]
 
 # Methods that are in every table. The config lists the others.
 BUILT_IN_METHODS = ("gradient", "bottleneck")

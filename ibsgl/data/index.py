@@ -35,7 +35,7 @@ _SCHEMA = pa.schema(
 
 
 # What the file's metadata has.
-_FACTS = {"class_names", "digest", "root"}
+_FACTS = {"class_names", "digest"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,6 @@ class Index:
     Attributes:
         class_names: the K names. A target is a position in this list.
         digest: SHA-256 of the splits and of the bytes of every annotation, image and mask that is used.
-        root: the data set's folder.
         table: one row per image and class that it shows: ``split`` (one of :data:`SPLITS`), ``image_id``, ``class_name``,
             ``target``, ``boxes`` (list of [x0, y0, x1, y1], 0-based and half-open), ``width`` and ``height`` of the image's
             file, ``file`` (the image's path below the root), ``sha256`` and ``mask_sha256`` (those of the files of the image
@@ -56,13 +55,12 @@ class Index:
 
     class_names: tuple[str, ...]
     digest: str
-    root: str
     table: pd.DataFrame
 
     def save(self, path: Path) -> None:
         """Write as Parquet. The metadata of the schema has all attributes except the table."""
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
-        facts = {"class_names": self.class_names, "digest": self.digest, "root": self.root}
+        facts = {"class_names": self.class_names, "digest": self.digest}
         table = table.replace_schema_metadata({"ibsgl": json.dumps(facts, ensure_ascii=False)})
         pq.write_table(table, path)
 
@@ -73,14 +71,14 @@ class Index:
             table = pq.read_table(path)
             table.validate(full=True)
             facts = json.loads((table.schema.metadata or {}).get(b"ibsgl", "{}"))
-            texts = [*facts["class_names"], facts["digest"], facts["root"]] if set(facts) >= _FACTS else [None]
+            texts = [*facts["class_names"], facts["digest"]] if set(facts) >= _FACTS else [None]
             if table.schema != _SCHEMA or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"{path} is not a data index; build it again")
             lists = ["boxes", "difficult"]
             frame = table.drop_columns(lists).to_pandas()
             for name in lists:
                 frame.insert(_SCHEMA.get_field_index(name), name, table[name].to_pylist())
-        return cls(tuple(facts["class_names"]), facts["digest"], facts["root"], frame)
+        return cls(tuple(facts["class_names"]), facts["digest"], frame)
 
 
 def as_table(rows: Mapping[str, Sequence[dict]]) -> pd.DataFrame:

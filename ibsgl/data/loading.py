@@ -6,7 +6,6 @@ Images of all shapes are resized to a square, as TorchRay does on VOC 2007. Boxe
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ibsgl.data.image_files import open_image
 from ibsgl.data.index import SPLITS, Index, mask_path
 
 _THREADS = 4
@@ -25,13 +25,9 @@ _VOID = 255
 
 
 def _open(path: Path, sha256: str) -> Image.Image:
-    """The decoded image. ``ValueError`` names a file that is missing, truncated, no image, or not the one in the index."""
-    try:
-        content = path.read_bytes()
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: the image cannot be read ({error}); replace the file") from error
+    """The decoded image. ``ValueError`` names a file that is truncated, no image, or not the one in the index."""
+    content = path.read_bytes()
+    image = open_image(content, path)
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is another file than when the index was made; put that back, or make the index again")
     return image

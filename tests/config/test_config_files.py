@@ -26,6 +26,7 @@ MAPPINGS = "\n".join(["a0: &a0 {x: 1, y: 2}"] + [f"a{n}: &a{n} {{x: *a{n - 1}, y
         (b"", "a config is a list of keys and values"),
         (b"- a\n- b\n", "a config is a list of keys and values"),
         (b"\x00", "not readable as YAML"),
+        (b"__use_yte__: true\nname: ?__import__('os').name\n", "Snakemake would execute a config with __use_yte__"),
         (b"a: 2020-13-45\n", "not readable as YAML"),
         (b"a: !!bool zzz\n", "not readable as YAML"),
         (b'a: !!int ""\n', "not readable as YAML"),

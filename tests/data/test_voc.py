@@ -121,7 +121,7 @@ def test_save_and_load(small_voc, tmp_path):
     index = build(small_voc, held_out=0.34)
     index.save(tmp_path / "index.parquet")
     loaded = Index.load(tmp_path / "index.parquet")
-    assert (loaded.class_names, loaded.digest, loaded.root) == (index.class_names, index.digest, small_voc.as_posix())
+    assert (loaded.class_names, loaded.digest) == (index.class_names, index.digest)
     pd.testing.assert_frame_equal(loaded.table, index.table)
     assert loaded.table.boxes[2] == index.table.boxes[2]
 
@@ -364,6 +364,18 @@ def test_a_class_that_only_test_images_show_is_refused(make_voc):
     source = voc.VOC(source="voc", root=str(root), held_out=0.4)
     with pytest.raises(ValueError, match="test images show 'zebra' and no training image does"):
         source.read(root, 0)
+
+
+def test_a_class_whose_training_images_are_all_held_out_is_said(make_voc, caplog):
+    box = (1, 1, 2, 2)
+    trained = {name: ((4, 4), [("cat", box)]) for name in "acd"}
+    test = {"b": ((4, 4), [("cat", box), ("dog", box)])}
+    root = make_voc({"trainval": trained | {"e": ((4, 4), [("dog", box)])}, "test": test})
+    for seed in range(20):
+        table = voc.VOC(source="voc", root=str(root), held_out=0.25).read(root, seed).table
+        aside = "dog" in set(table.loc[table["split"] == "held_out", "class_name"])
+        assert ("all training images that show 'dog' are held out" in caplog.text) == aside
+        caplog.clear()
 
 
 def test_image_path_prefers_jpg_and_takes_others(small_voc):

@@ -1,5 +1,6 @@
 """Maps do not depend on batches or shards, and are read as they were written."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from ibsgl import attribution
-from ibsgl.attribution.storage import Maps, write_maps
+from ibsgl.attribution.storage import Maps, _read, write_maps
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.index import shard
 from ibsgl.maps import compute_maps
@@ -159,3 +160,10 @@ def test_memory_that_runs_out_late_changes_no_draw(data, network, name, monkeypa
     monkeypatch.setattr(method, "__call__", fail_once)
     torch.testing.assert_close(maps(data, network, name, pairs, 9), whole, rtol=1e-4, atol=1e-5)
     assert failed
+
+
+def test_a_file_that_has_fewer_maps_than_rows_is_named():
+    """Arrow reads nothing from some damaged files, and says nothing."""
+    file = SimpleNamespace(iter_batches=lambda *_, **__: iter(()), metadata=SimpleNamespace(num_rows=2))
+    with pytest.raises(ValueError, match=r"^a/0\.parquet has 0 maps for 2 pairs; delete it and run again$"):
+        list(_read(file, Path("a/0.parquet"), ["rise"], 1))

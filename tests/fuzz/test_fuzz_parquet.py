@@ -105,14 +105,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(folder):
     path = folder / "index.parquet"
-    Index(("cat", "dog"), "0" * 64, "root", as_table({"test": index_rows()})).save(path)
+    Index(("cat", "dog"), "0" * 64, as_table({"test": index_rows()})).save(path)
     return read_all(index=path)
 
 
 @given(data=st.data())
 def test_indexes(index, data):
     path, content, table = index["index"]
-    store(data.draw(st.one_of(damaged(content), foreign(table, ["class_names", "digest", "root"]))), path)
+    store(data.draw(st.one_of(damaged(content), foreign(table, ["class_names", "digest"]))), path)
     found = only_our_errors(lambda: Index.load(path), path)
     if found is not None:
         assert set(found.table) == set(table.column_names)

@@ -1,24 +1,16 @@
 """Annotations and split lists of a folder in VOC layout, damaged and nonsensical."""
 
-import shutil
 from xml.sax.saxutils import escape
 
-import numpy as np
 import pytest
 from damage import damaged, only_our_errors
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from ibsgl.data.index import Index
 from ibsgl.data.sources.voc import VOC
+from tests.small_voc import ANNOTATION, BOX, write_voc
 
-BOX = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>6</xmax><ymax>6</ymax></bndbox>"
-ANNOTATION = (
-    "<annotation><size><width>8</width><height>8</height><depth>3</depth></size>"
-    f"<object><name>cat</name><difficult>0</difficult>{BOX}</object>"
-    f"<object><name>dog</name><difficult>1</difficult>{BOX}</object></annotation>"
-)
 TEXTS = st.one_of(
     st.sampled_from(
         ["", "0", "-1", "1e9", "nan", "inf", "7.5", "８", "cat", "../x", "\u202e", "1" * 5000, "&#0;", "<x/>"]
@@ -54,16 +46,7 @@ OUTSIDE = (
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Three training images and a test image."""
-    root = tmp_path_factory.mktemp("data") / "VOC"
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for name in "abcd":
-        (root / "Annotations" / f"{name}.xml").write_text(ANNOTATION)
-        Image.fromarray(np.full((8, 8, 3), 100, dtype=np.uint8)).save(root / "JPEGImages" / f"{name}.png")
-    (root / "ImageSets/Main/trainval.txt").write_text("a\nb\nc\n")
-    (root / "ImageSets/Main/test.txt").write_text("d\n")
-    return root
+    return write_voc(tmp_path_factory.mktemp("data") / "VOC")
 
 
 def read(root, difficult="keep"):
@@ -140,4 +123,3 @@ def test_images(root, content):
         read(root, "drop")
     finally:
         file.write_bytes(before)
-        shutil.rmtree(root / "__pycache__", ignore_errors=True)

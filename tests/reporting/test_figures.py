@@ -53,7 +53,7 @@ def data(tmp_path_factory) -> ImageDataset:
             box = {"boxes": [[2 * k, k, 2 * k + 4, k + 2]], "width": 8, "height": 4, "mask_sha256": ""}
             box |= {"file": f"JPEGImages/i{number}.png", "sha256": "", "difficult": []}
             rows.append({"split": "test", "image_id": f"i{number}", "class_name": NAMES[k], "target": k, **box})
-    return ImageDataset(Index(NAMES, "digest", "root", pd.DataFrame(rows)), folder, SIZE)
+    return ImageDataset(Index(NAMES, "digest", pd.DataFrame(rows)), folder, SIZE)
 
 
 def colors(weight, multilabel=False) -> SplitNetwork:

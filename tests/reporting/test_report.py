@@ -1,5 +1,6 @@
 """The report's page: what it says, that text from the data is only text, and that it loads nothing from elsewhere."""
 
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -102,12 +103,17 @@ def test_the_browser_has_the_scores_of_each_map(report):
         "side": 8,
         "columns": 8,
         "maps": [["guided", "gradient", "Eq. 3"]],
-        "pairs": [{"image_id": "a", "target": 3}],
+        "pairs": [{"file": "0.webp", "sha256": hashlib.sha256(b"picture").hexdigest(), "image_id": "a", "target": 3}],
     }
     (folder / "maps.json").write_text(json.dumps(listing), encoding="utf-8")
+    (folder / "0.webp").write_bytes(b"picture")
     found = content.browser(folder, scores)
+    assert found["pairs"][0].keys() == {"file", "image_id", "target", "scores"}
     assert found["metrics"] == [["ebpg", "EBPG", True]]
     assert found["pairs"][0]["scores"] == [[0.25, 0.9, 0.1235]]
+    (folder / "0.webp").write_bytes(b"pictuse")
+    with pytest.raises(ValueError, match=r"other/0\.webp has changed since it was written; delete the folder .*/other"):
+        content.browser(folder, scores)
 
 
 def test_facts_of_a_run():

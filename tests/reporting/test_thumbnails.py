@@ -110,7 +110,7 @@ def test_maps_are_those_that_were_scored(tmp_path):
             place = {"width": 32, "height": 32, "file": f"JPEGImages/{number}.png", "sha256": "", "difficult": []}
             names = {"split": "test", "image_id": str(number), "class_name": f"c{target}", "target": target}
             rows.append({**names, "boxes": [[0, 0, 9, 9]], **place})
-    data = ImageDataset(Index(("c0", "c1"), "digest", "root", pd.DataFrame(rows)), tmp_path, 32)
+    data = ImageDataset(Index(("c0", "c1"), "digest", pd.DataFrame(rows)), tmp_path, 32)
     networks = {}
     for variant in ("pretrained", "guided"):
         torch.manual_seed(len(variant))

@@ -1,12 +1,14 @@
 """Folders like a clone without results, and Snakemake and the commands called in them."""
 
 import os
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import yaml
 
@@ -96,20 +98,30 @@ def configured(folder, name, source=MINIMAL, **changes):
     return f"{name}.yaml"
 
 
-def snakemake(folder, arguments):
-    """Exit status and output of Snakemake in this process, which does nothing else."""
+def snakemake(folder, arguments, variables=(), free=None):
+    """Exit status and output of Snakemake in this process, which does nothing else.
+
+    Args:
+        variables: of the environment, besides this process's own.
+        free: bytes that the disk says are free, if not as many as there are.
+    """
     from snakemake import cli
 
     os.chdir(folder)
     for variable in FOREIGN:
         os.environ.pop(variable, None)
+    os.environ.update(variables)
+    if free is not None:
+        shutil.disk_usage = lambda _: SimpleNamespace(total=10**12, used=10**12 - free, free=free)
     sys.argv = [str(SNAKEMAKE), *arguments]
     output = StringIO()
     with redirect_stdout(output), redirect_stderr(output):
         try:
             cli.main(arguments)
         except SystemExit as end:
-            return end.code, output.getvalue()
+            # Python prints the text that sys.exit is given, and ends with 1.
+            said = f"{end.code}\n" if isinstance(end.code, str) else ""
+            return 1 if said else end.code, output.getvalue() + said
     raise AssertionError("snakemake.cli.main returned")
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from filelock import FileLock, Timeout
 
-from ibsgl import attribution, devices, files, lifetime, slurm
+from ibsgl import attribution, devices, doctor, files, lifetime, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
 from ibsgl.progress import TimeLeft

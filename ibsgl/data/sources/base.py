@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pydantic import Field
 from ibsgl.data.download import Download
 from ibsgl.data.index import Index
 from ibsgl.settings import ProperFraction, Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,15 @@ class DataSource(Settings, ABC):
         index = self.build_index(root, seed)
         if len(index.class_names) < 2:
             raise ValueError(f"{root}: there is only one class, {index.class_names[0]!r}; a classifier needs two")
-        of_training = index.table["split"].isin(("train", "held_out"))
-        tested = index.table["split"] == "test"
-        names = index.table["class_name"]
-        if unseen := sorted(set(names[tested]) - set(names[of_training])):
+        shown = {split: set(rows) for split, rows in index.table.groupby("split")["class_name"]}
+        untrained = shown.get("test", set()) - shown.get("train", set())
+        if unseen := sorted(untrained - shown.get("held_out", set())):
             raise ValueError(
                 f"{root}: test images show {unseen[0]!r} and no training image does ({len(unseen)} such classes); train on "
                 "images of it, or leave its test images out"
             )
+        for name in sorted(untrained):
+            log.warning("%s: all training images that show %r are held out, so no network is trained on it", root, name)
         return index
 
     def index_settings(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from xml.etree import ElementTree
 
-from PIL import Image
 from pydantic import Field
 
+from ibsgl.data.image_files import open_image
 from ibsgl.data.index import Index, as_table, set_aside
 from ibsgl.data.sources.base import Counts, DataSource, Split
 from ibsgl.data.sources.voc import stated_size
@@ -197,11 +196,7 @@ def _annotation(folder: Path | None, synset: str, image_id: str) -> Path | None:
 def _read(root: Path, path: Path, boxes_in: Path | None, synset: str) -> tuple[dict, bool, str]:
     """The columns of an image's row, whether it has an annotation, and the SHA-256 of both files."""
     pixels = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(pixels)) as image:
-            width, height = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: the image cannot be read ({error})") from error
+    width, height = open_image(pixels, path, decode=False).size
     file = _annotation(boxes_in, synset, path.stem)
     content = b"" if file is None else file.read_bytes()
     facts = {
@@ -286,7 +281,7 @@ def build_index(root: Path, *, train: int, test: int | None, held_out: float, se
     rows["held_out"] = [row for row in rows["train"] if row["image_id"] in aside]
     rows["train"] = [row for row in rows["train"] if row["image_id"] not in aside]
     digest = hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest()
-    return Index(tuple(names.values()), digest, root.as_posix(), as_table(rows))
+    return Index(tuple(names.values()), digest, as_table(rows))
 
 
 class ImageNet(DataSource):

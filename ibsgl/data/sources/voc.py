@@ -7,7 +7,6 @@ et al. 2010). VOC's boxes start at 1 and include their last pixel. In the index 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import Counter, defaultdict
@@ -18,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from PIL import Image
 from pydantic import Field
 
 from ibsgl.data.download import Download
+from ibsgl.data.image_files import open_image
 from ibsgl.data.index import SPLITS, Index, as_table, mask_path, set_aside
 from ibsgl.data.sources.base import Counts, DataSource, Split
 from ibsgl.files import named
@@ -196,13 +195,12 @@ def _read(root: Path, image_id: str, findings: _Findings) -> dict | None:
         return None
     shown = picture.relative_to(root).as_posix()
     try:
-        with Image.open(io.BytesIO(pixels)) as image:
-            (width, height), mode, turned = image.size, image.mode, image.getexif().get(_ORIENTATION, 1)
-            # All pixels: a truncated file would stop the run only when its turn comes.
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        findings.errors.append(f"{shown}: the image cannot be read ({error})")
+        # All pixels: a truncated file would stop the run only when its turn comes.
+        image = open_image(pixels, shown)
+    except ValueError as error:
+        findings.errors.append(str(error))
         return None
+    (width, height), mode, turned = image.size, image.mode, image.getexif().get(_ORIENTATION, 1)
     if mode in ("F", "I"):
         kind = "floating-point numbers" if mode == "F" else "32-bit integers"
         findings.errors.append(f"{shown}: its pixels are {kind}, whose range is unknown; save it with 8 or 16 bits")
@@ -339,7 +337,7 @@ def build_index(
                 {"image_id": image_id, "class_name": names[k], "target": k, "boxes": boxes[k], **facts}
                 for k in sorted(boxes)
             )
-    return Index(names, digest, root.as_posix(), as_table(rows))
+    return Index(names, digest, as_table(rows))
 
 
 class Lists(Settings):

@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from ibsgl.metrics import METRICS
+from ibsgl.provenance import digest_file
 from ibsgl.reporting.claim_texts import VERDICTS, answer, claim_rows
 from ibsgl.reporting.formats import comparison_rows
 from ibsgl.reporting.page.thumbnails import LISTING
@@ -241,6 +242,9 @@ def browser(folder: Path, scores: pd.DataFrame) -> dict[str, Any]:
         scores: :attr:`ibsgl.reporting.measurements.Measurements.scores`. Those of the first replicate count, of maps that are
             scored by the variant that they are from.
 
+    Raises:
+        ValueError: a picture has changed since it was written.
+
     Returns:
         the list of the pictures, with ``metrics`` ([key, label, whether higher is better]) and in each pair ``scores``: for
         each map the metrics and the probabilities ``p_full`` and ``p_kept``, in this order, all in [0,1].
@@ -252,6 +256,10 @@ def browser(folder: Path, scores: pd.DataFrame) -> dict[str, Any]:
     by_map = own.set_index(["image_id", "target", "variant", "method"])[columns].round(4)
     values = dict(zip(by_map.index, by_map.to_numpy().tolist(), strict=True))
     for pair in listing["pairs"]:
+        if digest_file(folder / pair["file"]) != pair.pop("sha256"):
+            raise ValueError(
+                f"{folder / pair['file']} has changed since it was written; delete the folder {folder} and run again"
+            )
         pair["scores"] = [
             values[pair["image_id"], pair["target"], variant, method] for variant, method, _ in listing["maps"]
         ]

@@ -26,6 +26,7 @@ from ibsgl.files import write_json
 from ibsgl.inference import pair_batches
 from ibsgl.maps import maps_of_batch
 from ibsgl.networks.split import SplitNetwork, evaluating
+from ibsgl.provenance import digest_file
 from ibsgl.randomness import derive_seed
 from ibsgl.seals import sealed
 from ibsgl.training.variants import PRETRAINED
@@ -146,8 +147,8 @@ def write_thumbnails(folder: Path, batches: Iterable[Batch], labels: Mapping[str
         labels: the methods' names in tables.
 
     The list is JSON: ``side`` of a cell in pixels, ``columns``, ``maps`` ([variant, method, label] of each cell after the
-    first), and ``pairs``: ``file``, ``image_id``, ``class_name``, ``target``, ``boxes`` ([x, y, width, height] as shares of the
-    image) and ``disagreement`` of the methods on the pretrained network (null if it is not defined).
+    first), and ``pairs``: ``file`` and its ``sha256``, ``image_id``, ``class_name``, ``target``, ``boxes`` ([x, y, width,
+    height] as shares of the image) and ``disagreement`` of the methods on the pretrained network (null if it is not defined).
     """
     folder.mkdir(parents=True, exist_ok=True)
     side = SIDE
@@ -164,6 +165,7 @@ def write_thumbnails(folder: Path, batches: Iterable[Batch], labels: Mapping[str
             listed.append(
                 {
                     "file": file,
+                    "sha256": digest_file(folder / file),
                     "image_id": row.image_id,
                     "class_name": row.class_name,
                     "target": int(row.target),
