@@ -7,6 +7,7 @@ user's own weights, is taken as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -134,6 +135,32 @@ def check(path: Path, kind: str | None) -> None:
         if kind is not None:
             _step.read.setdefault(kind, {})[file] = digest
             _step.made_from[file] = found["made_from"] if found else None
+
+
+def seal_folder(folder: Path) -> None:
+    """Seal a folder of images that this step has made, as a whole."""
+    write_json(seal_of(folder), {"sha256": _digest_tree(folder), "started": _step.started, "made_from": {}})
+
+
+def check_folder(folder: Path) -> None:
+    """Check a folder of :func:`seal_folder`. A folder without a seal, such as a user's own images, is taken as it is.
+
+    Raises:
+        ValueError: a file in it was changed, added or removed since.
+    """
+    found = _read(folder)
+    if found and found["sha256"] != _digest_tree(folder):
+        raise ValueError(
+            f"{folder}: a file in it has changed since the folder was made; delete the folder and run again (if you have "
+            f"changed it yourself, delete {seal_of(folder).name} beside it)"
+        )
+
+
+def _digest_tree(folder: Path) -> str:
+    # Snakemake puts a hidden file into a folder that a job has made.
+    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
+    content = [[file.relative_to(folder).as_posix(), digest_file(file)] for file in files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_together() -> None:

@@ -149,3 +149,25 @@ def test_a_checkpoint_survives_an_end_between_its_seal_and_itself(tmp_path, monk
     assert seals.intact(file)
     seals.seal_of(file).write_text("")
     assert not seals.intact(file)
+
+
+def test_a_folder_is_sealed_as_a_whole(tmp_path):
+    folder = tmp_path / "VOC2007"
+    (folder / "JPEGImages").mkdir(parents=True)
+    image = folder / "JPEGImages" / "a.jpg"
+    image.write_text("a")
+    seals.check_folder(folder)
+    seals.seal_folder(folder)
+    (folder / ".snakemake_timestamp").touch()
+    seals.check_folder(folder)
+    message = (
+        r"VOC2007: a file in it has changed since the folder was made; delete the folder and run again \(if you have"
+    )
+    for change in (lambda: image.write_text("b"), image.unlink, (folder / "b").touch):
+        image.write_text("a")
+        seals.check_folder(folder)
+        change()
+        with pytest.raises(ValueError, match=message):
+            seals.check_folder(folder)
+    seals.seal_of(folder).unlink()
+    seals.check_folder(folder)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibsgl import seals
 from ibsgl.cli.app import app
 from ibsgl.cli.options import Out, Root, Settings, parse
 
@@ -18,6 +19,7 @@ def data(settings: Settings, out: Annotated[Path, typer.Option(help="The folder 
 
     step = parse(Data, settings)
     step.data.generate(out, step.seed)
+    seals.seal_folder(out)
 
 
 @app.command()
@@ -36,6 +38,8 @@ def fetch(
 
     step = parse(Fetch, settings)
     fetched = download.fetch(root, step.archives, mirrors=mirrors, folder=folder)
+    if fetched:
+        seals.seal_folder(root)
     origin = step.to_dict()["archives"] if fetched else "taken as it is"
     write_json(out, {"root": root.as_posix(), "archives": origin, "files": folder_digest(root)})
 
@@ -44,9 +48,9 @@ def fetch(
 def index(root: Root, settings: Settings, out: Out) -> None:
     """Read a data set's folder once: check it, list its (image, class) pairs, compute its digest."""
     from ibsgl.config.steps import Index
-    from ibsgl.seals import sealed
 
     step = parse(Index, settings)
+    seals.check_folder(root)
     found = step.data.read(root, step.seed)
-    with sealed(out) as temporary:
+    with seals.sealed(out) as temporary:
         found.save(temporary)

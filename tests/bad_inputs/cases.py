@@ -666,6 +666,10 @@ def _an_image() -> str:
     return str(next(Path(ROOT, "JPEGImages").glob(f"{name}.*")))
 
 
+def _flip_image() -> None:
+    _flip(_an_image())
+
+
 # What reads each file: its name in the table, the file, the command.
 READ = {
     "the index": (INDEX, "classifier"),
@@ -726,6 +730,7 @@ RESULTS = [
     _result(
         "an image: one bit flipped", "maps", " is another file than when the index was made", lambda: _flip(_an_image())
     ),
+    _result("an image: one bit flipped before the index is made", "index", "has changed since the folder", _flip_image),
     _result("an image: deleted", "maps", "there is no file", lambda: Path(_an_image()).unlink()),
     _result("scores: missing", "tables", "there is no file", lambda: Path(f"{EVALUATION}/scores.parquet").unlink()),
     Case(

@@ -2,6 +2,7 @@
 import atexit
 import functools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -82,6 +83,12 @@ PAGES = {
 # process. So the process that gets it is the only run alive, and a lock of Snakemake, if there is one, belongs to a dead run.
 RUNNING = FileLock(".snakemake/running.lock")
 if workflow.is_main_process:
+    # On a full disk Snakemake cannot write its log, and Python would show a traceback for each line of it.
+    logging.raiseExceptions = False
+    if shutil.disk_usage(".").free < 2**20:
+        sys.exit(
+            "the disk of this folder is full; free some space and call the same command again"
+        )
     Path(".snakemake").mkdir(exist_ok=True)
     try:
         RUNNING.acquire(blocking=False)
