@@ -405,6 +405,23 @@ def test_removing_the_database_starts_over(folder):
     assert pending_records(records) == [record]
 
 
+def test_a_process_that_is_killed_with_a_new_database_leaves_no_ledger_of_the_old_one(folder, monkeypatch):
+    records = folder / "records"
+    write(records)
+    (record,) = pending_records(records)
+    files.write_json(ledger.ledger_file(records, ledger.DEFAULT_URI), {record["digest"]: "run"})
+
+    def killed(_):
+        (folder / "mlflow.db").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Invocation, "store", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Invocation("left", records).log()
+    assert pending_records(records) == [record]
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"a', b"[]"])
 def test_a_damaged_ledger_is_empty(folder, content):
     records = folder / "records"

@@ -66,6 +66,9 @@ class Invocation:
             if not pending:
                 return
             ledger = read_ledger(self.directory, tracking_uri())
+            if not ledger:
+                # It may be that of a removed database, for which the new one must not be taken if this process is killed.
+                ledger_path.unlink(missing_ok=True)
             store = self.store()
             parent = self.parent()
             for record in pending:
