@@ -92,7 +92,13 @@ def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
 
     # With a path, torch.save would write the file's name into the archive, and the temporary name is random.
     with sealed(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # It hides what the system has said, such as that the disk is full.
+            if isinstance(system := error.__context__, OSError):
+                raise OSError(system.errno, system.strerror, str(path)) from None
+            raise
 
 
 def remove(path: Path) -> None:

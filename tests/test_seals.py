@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -171,3 +173,21 @@ def test_a_folder_is_sealed_as_a_whole(tmp_path):
             seals.check_folder(folder)
     seals.seal_of(folder).unlink()
     seals.check_folder(folder)
+
+
+def test_what_the_system_says_while_tensors_are_written_is_not_hidden(tmp_path):
+    """With a limit of the kernel, as on a full disk; torch's own message names neither."""
+    limited = """
+import resource, signal, sys, torch
+from ibsgl import seals
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    seals.save_tensors(sys.argv[1], {"a": torch.zeros(100_000)})
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+    file = tmp_path / "network.pt"
+    said = subprocess.run([sys.executable, "-c", limited, file], capture_output=True, text=True, check=True)
+    assert said.stdout == f"File too large {file}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -18,19 +18,22 @@ from PIL import Image
 
 from ibsgl.data.image_files import open_image
 from ibsgl.data.index import SPLITS, Index, mask_path
+from ibsgl.seals import seal_of
 
 _THREADS = 4
 # The pixels of a mask that belong to no class.
 _VOID = 255
 
 
-def _open(path: Path, sha256: str) -> Image.Image:
+def _open(root: Path, file: str | Path, sha256: str) -> Image.Image:
     """The decoded image. ``ValueError`` names a file that is truncated, no image, or not the one in the index."""
+    path = root / file
     content = path.read_bytes()
-    image = open_image(content, path)
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is another file than when the index was made; put that back, or make the index again")
-    return image
+        # A run that has made the folder can make it again.
+        advice = f"delete the folder {root}" if seal_of(root).is_file() else "put that back, or delete the index"
+        raise ValueError(f"{path} is another file than when the index was made; {advice} and run again")
+    return open_image(content, path)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -96,7 +99,7 @@ class ImageDataset:
 
     def _pixels(self, image_id: str) -> np.ndarray:
         file, sha256 = self._files[image_id]
-        image = _rgb(_open(self.root / file, sha256))
+        image = _rgb(_open(self.root, file, sha256))
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def images(self, ids: Sequence[str]) -> torch.Tensor:
@@ -133,7 +136,7 @@ class ImageDataset:
 
     def _mask(self, image_id: str, sha256: str, target: int, width: int, height: int) -> np.ndarray:
         path = mask_path(self.root, image_id)
-        mask = _open(path, sha256)
+        mask = _open(self.root, path.relative_to(self.root), sha256)
         if mask.mode not in ("P", "L"):
             raise ValueError(
                 f"{path}: a mask must have class numbers (a palette or grey PNG), but its mode is {mask.mode}"

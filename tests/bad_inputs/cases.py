@@ -728,7 +728,10 @@ RESULTS = [
         statistics=f"{OTHER}/statistics.pt",
     ),
     _result(
-        "an image: one bit flipped", "maps", " is another file than when the index was made", lambda: _flip(_an_image())
+        "an image: one bit flipped",
+        "maps",
+        " is another file than when the index was made; delete the folder",
+        _flip_image,
     ),
     _result("an image: one bit flipped before the index is made", "index", "has changed since the folder", _flip_image),
     _result("an image: deleted", "maps", "there is no file", lambda: Path(_an_image()).unlink()),

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -242,6 +243,12 @@ def test_unreadable_images_name_the_file(small_voc):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(
+        ValueError, match=r"d\.png is another file than when the index was made; put that back, or delete"
+    ):
+        data.images(["d"])
+    # Without a digest in the index.
+    data = ImageDataset(replace(data.index, table=data.index.table.assign(sha256="")), small_voc, 8)
     with pytest.raises(ValueError, match=r"d\.png: the image cannot be read \(.*truncated.*\); replace the file"):
         data.images(["d"])
     with pytest.raises(ValueError, match=r"d\.png: the image cannot be read"):
