@@ -32,7 +32,6 @@ from ibsgl.attribution.registry import Attribution
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics, kl_to_prior
 from ibsgl.cli.options import dataset, load_statistics
 from ibsgl.config import Config
-from ibsgl.data.index import Index
 from ibsgl.data.loading import ImageDataset
 from ibsgl.evaluation.held_out import pearson
 from ibsgl.files import written
@@ -257,8 +256,7 @@ def load(settings: Config, results: Path) -> list[Trained]:
     for file in (index_file, *of_networks):
         if not file.is_file():
             raise ValueError(f"there is no file {file}; run the workflow with this config first")
-    # The index has the folder of the run's images.
-    root = Path(Index.load(index_file).root)
+    root = Path(settings.data_root)
     if not root.is_dir():
         raise ValueError(f"there is no folder {root} with the run's images; start where the run was started")
     networks = []

@@ -257,6 +257,7 @@ def run(small_shapes, tmp_path):
     data = small_shapes(12, 5)
     values = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text()) | {"replicates": 2}
     values["methods"] |= {"integrated_gradients": {"steps": 2}}
+    values["data"] = {"source": "voc", "root": str(data.root), "held_out": 0.3}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(values))
     settings = config.read([file])
