@@ -67,7 +67,7 @@ onstart:
     if workflow.executor_plugin.name == "local":
         # A job ends with this process.
         os.environ[lifetime.VARIABLE] = str(os.getpid())
-        disk = doctor.check_disk(CONFIG)
+        disk = doctor.guarded("disk", lambda: doctor.check_disk(CONFIG))
         if disk.state == "problem":
             logger.warning(f"{disk.found}. {disk.advice.capitalize()}")
         # On a cluster the jobs' machines have GPUs, and this one may have none.

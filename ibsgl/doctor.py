@@ -61,22 +61,22 @@ def run_checks(files: Sequence[Path]) -> Iterator[Check]:
     Args:
         files: the config files, each on top of the last.
     """
-    yield _guarded("python", check_python)
-    yield _guarded("packages", check_packages)
-    yield _guarded("code", check_code)
+    yield guarded("python", check_python)
+    yield guarded("packages", check_packages)
+    yield guarded("code", check_code)
     config, result = _read_config(files)
     yield result
-    yield _guarded("device", lambda: check_device(config.device if config else "auto"))
-    yield _guarded("cores", lambda: check_cores(config.threads if config else 1))
-    yield _guarded("disk", lambda: check_disk(config))
+    yield guarded("device", lambda: check_device(config.device if config else "auto"))
+    yield guarded("cores", lambda: check_cores(config.threads if config else 1))
+    yield guarded("disk", lambda: check_disk(config))
     if config is not None:
-        yield _guarded("data", lambda: check_data(config))
+        yield guarded("data", lambda: check_data(config))
         for place, network in _networks(config).items():
-            yield _guarded("weights", lambda place=place, network=network: check_weights(place, network))  # type: ignore[misc]
-    yield _guarded("mlflow", lambda: check_mlflow(tracking.tracking_uri()))
+            yield guarded("weights", lambda place=place, network=network: check_weights(place, network))  # type: ignore[misc]
+    yield guarded("mlflow", lambda: check_mlflow(tracking.tracking_uri()))
     if config is not None:
         names = " ".join(f"--config {file}" for file in files)
-        yield _guarded("records", lambda: check_records(Path(f"results/{config.name}/records"), names))
+        yield guarded("records", lambda: check_records(Path(f"results/{config.name}/records"), names))
 
 
 def show(checks: Iterable[Check], console: Console) -> bool:
@@ -96,7 +96,8 @@ def show(checks: Iterable[Check], console: Console) -> bool:
     return not states["problem"]
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def guarded(name: str, check: Callable[[], Check]) -> Check:
+    """The result of ``check``, or a problem that says why it failed."""
     try:
         return check()
     except Exception as error:

@@ -45,6 +45,12 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         _unfinished.discard(temporary)
 
 
+def _raise_of_system(error: Exception, path: str | os.PathLike[str]) -> None:
+    """Raise ``error`` again, with the name of the file ``path``, if the system has said it. Arrow's have no number."""
+    if isinstance(error, OSError) and error.errno:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+
+
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Errors of a reader become a ``ValueError`` of one line with the name of the file ``path``.
@@ -53,14 +59,15 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except Exception as error:
         # A damaged file can make a library raise anything.
+        _raise_of_system(error, path)
         reason = " ".join(str(error).split())
-        if (isinstance(error, OSError) and error.filename) or (type(error) is ValueError and str(path) in reason):
+        if type(error) is ValueError and str(path) in reason:
             raise
         raise ValueError(
             f"{path} cannot be read ({reason or type(error).__name__}): it is damaged, or from another program"
@@ -77,15 +84,14 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: torch.load cannot read it as a file of tensors alone; of a network, save its state_dict()"
         ) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.filename:
-            raise
+        _raise_of_system(error, path)
         # Most of these messages have several lines, of which the first says what is wrong.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: the tensors cannot be read ({reason}); check that the file is complete") from error

@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterable
 from typing import TextIO
 
-# An address with a user before "@", and a path with a query. Each ends at a space, a quote or a bracket.
+# An address with a user before "@"; an address with a query; and the last part of a path with keys and values after it, as
+# some messages have it without the host. Each ends at a space, a quote or a bracket.
 _USER = re.compile(r"(?<=://)[^/@\s'\"<>]*@")
-_QUERY = re.compile(r"(/[^?\s'\"<>]*)\?[^\s'\"<>#)\]]+")
+_QUERY = re.compile(r"(://[^?\s'\"<>]*)\?[^\s'\"<>#)\]]+")
+_KEYS = re.compile(r"(?<=/)([^/?\s'\"<>]*)\?[^\s'\"<>#)\]=?]*=[^\s'\"<>#)\]]*")
 
 
 def redacted(text: str) -> str:
     """``text`` without the user names, passwords and queries of its addresses."""
-    return _QUERY.sub(r"\1?…", _USER.sub("", text))
+    return _KEYS.sub(r"\1?…", _QUERY.sub(r"\1?…", _USER.sub("", text)))
 
 
 class RedactedStream:

@@ -56,7 +56,9 @@ def begin() -> None:
 def seal_of(path: str | os.PathLike[str]) -> Path:
     """The path of the seal of the file ``path``."""
     path = Path(path)
-    return path.with_name(f".{path.name}.seal")
+    if path.name in ("", ".."):
+        path = path.resolve()
+    return path.parent / f".{path.name}.seal"
 
 
 @contextmanager
@@ -151,10 +153,12 @@ def seal_folder(folder: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Check a folder of :func:`seal_folder`. A folder without a seal, such as a user's own images, is taken as it is.
 
+    A folder that is not there is left to whoever reads it.
+
     Raises:
         ValueError: a file in it was changed, added or removed since.
     """
-    found = _read(folder)
+    found = _read(folder) if folder.is_dir() else {}
     if found and found["sha256"] != _digest_tree(folder):
         raise ValueError(
             f"{folder}: a file in it has changed since the folder was made; delete the folder and run again (if you have "
@@ -163,9 +167,9 @@ def check_folder(folder: Path) -> None:
 
 
 def _digest_tree(folder: Path) -> str:
-    # Snakemake puts a hidden file into a folder that a job has made.
-    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
-    content = [[file.relative_to(folder).as_posix(), digest_file(file)] for file in files]
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    # Snakemake puts a hidden file into a folder that a job has made, and other programs hide folders there.
+    content = [[name, digest_file(file)] for name, file in sorted(files.items()) if not f"/{name}".count("/.")]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

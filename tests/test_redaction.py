@@ -23,6 +23,7 @@ DOWNLOAD = {"archives": [{"name": "a.tar", "md5": "0" * 32, "bytes": 1}], "image
         ("two: http://a:secret@x http://y?sig=secret&b=1#/runs", "two: http://x http://y?…#/runs"),
         ("sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs", None),
         ("url: /x?token=secret/api/2.0/mlflow (caused by", "url: /x?… (caused by"),
+        ("my/photos/why?.jpg and/or?no", None),
         ("a@b.c, what? C:\\x", None),
     ],
 )

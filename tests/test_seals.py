@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,6 +162,8 @@ def test_a_folder_is_sealed_as_a_whole(tmp_path):
     seals.check_folder(folder)
     seals.seal_folder(folder)
     (folder / ".snakemake_timestamp").touch()
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a").touch()
     seals.check_folder(folder)
     message = (
         r"VOC2007: a file in it has changed since the folder was made; delete the folder and run again \(if you have"
@@ -191,3 +194,10 @@ except OSError as error:
     said = subprocess.run([sys.executable, "-c", limited, file], capture_output=True, text=True, check=True)
     assert said.stdout == f"File too large {file}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [".", "..", "/", "gone"])
+def test_a_folder_without_a_name_or_that_is_not_there_has_no_seal(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seals.seal_of("gone").write_text(json.dumps({"sha256": "0", "started": 1, "made_from": {}}))
+    seals.check_folder(Path(folder))

@@ -38,8 +38,6 @@ def fetch(
 
     step = parse(Fetch, settings)
     fetched = download.fetch(root, step.archives, mirrors=mirrors, folder=folder)
-    if fetched:
-        seals.seal_folder(root)
     origin = step.to_dict()["archives"] if fetched else "taken as it is"
     write_json(out, {"root": root.as_posix(), "archives": origin, "files": folder_digest(root)})
 

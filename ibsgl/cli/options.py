@@ -113,8 +113,10 @@ def load_statistics(path: Path, device: torch.device) -> FeatureStatistics:
     """The feature statistics in the file ``path``."""
     from ibsgl.bottleneck import FeatureStatistics
 
+    state = files.read_tensors(path)
     with files.named(path):
-        return FeatureStatistics.from_state_dict(files.read_tensors(path)).to(device)
+        statistics = FeatureStatistics.from_state_dict(state)
+    return statistics.to(device)
 
 
 def load_bottleneck(path: Path, *splits: str) -> list[torch.Tensor]:

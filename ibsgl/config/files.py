@@ -13,9 +13,9 @@ from ibsgl.errors import ConfigError
 # Values in a config, with those that an alias repeats. The largest config here has a few hundred.
 _LARGEST = 100_000
 
-# With these keys Snakemake expands a config as a template of YTE, whose expressions are Python. It reads the config before the
-# Snakefile, so a command of ibsgl is the only place to refuse them in time.
-_TEMPLATE = ("__use_yte__", "__definitions__", "__variables__")
+# With this key Snakemake expands a config as a template of YTE, whose expressions are Python. It reads the config before the
+# Snakefile, so a command of ibsgl is the only place to refuse it in time.
+_TEMPLATE = "__use_yte__"
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -79,8 +79,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a list of keys and values")
-    if any(key in values for key in _TEMPLATE):
+    if _TEMPLATE in values:
         raise ConfigError(
-            f"{path}: Snakemake would execute a config with {' or '.join(_TEMPLATE)} as a program; write the values themselves"
+            f"{path}: Snakemake would execute a config with {_TEMPLATE} as a program; write the values themselves"
         )
     return values

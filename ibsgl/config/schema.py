@@ -31,10 +31,10 @@ from ibsgl.training.variants import CONTROL, GUIDED, PRETRAINED
 
 
 def _check_period(name: str) -> str:
-    """Refuse what Snakemake takes for an endless recursion: a name with a part that is repeated many times."""
-    if found := re.search(r"(.+?)\1{9,}", name):
+    """Refuse what Snakemake takes for an endless recursion: a name that ends with a part repeated twenty times."""
+    if found := re.search(r"(.+?)\1{19,}$", name):
         raise ValueError(
-            f"{found[1]!r} is repeated ten times, which Snakemake takes for a recursion; take another name"
+            f"{found[1]!r} is repeated twenty times, which Snakemake takes for a recursion; take another name"
         )
     return name
 

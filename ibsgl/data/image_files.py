@@ -23,9 +23,14 @@ def open_image(content: bytes, path: str | os.PathLike[str], decode: bool = True
         image = Image.open(io.BytesIO(content))
         if decode:
             image.load()
+            # It is parsed, and kept, here.
+            image.getexif()
     except UnidentifiedImageError:
         # Pillow's message has the address of an object.
         raise ValueError(f"{path}: the image cannot be read (its format is unknown); replace the file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged file can make a decoder raise anything.
         raise ValueError(f"{path}: the image cannot be read ({error}); replace the file") from error
     return image

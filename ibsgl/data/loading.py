@@ -105,7 +105,7 @@ class ImageDataset:
     def images(self, ids: Sequence[str]) -> torch.Tensor:
         """(N,3,S,S) float32 RGB in [0,1], with channels last in memory.
 
-        Images are resized bilinearly with antialiasing. EXIF tags are ignored. ``ValueError`` names a file that cannot be read.
+        Images are resized bilinearly with antialiasing. EXIF tags are ignored. An error names a file that cannot be read.
         """
         if not len(ids):
             return torch.zeros(0, 3, self.size, self.size)

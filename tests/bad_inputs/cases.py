@@ -258,7 +258,7 @@ CONFIGS = [
         ({"models": {"tables": {"arch": "vgg_small"}}}, "models: 'tables' is a folder of the results"),
         ({"metrics__kept__top": 1.0}, "metrics.kept.top: Input should be less than 1"),
         ({"bottleneck__gamma": float("nan")}, "bottleneck.gamma: Input should be a finite number"),
-        ({"name": "ab" * 50}, "name: 'ab' is repeated ten times, which Snakemake takes for a recursion"),
+        ({"name": "ab" * 50}, "name: 'ab' is repeated twenty times, which Snakemake takes for a recursion"),
     ]
 ]
 
@@ -537,8 +537,8 @@ DATA = [
     _list("a list in Latin-1", "é\n".encode("latin-1"), "my/ImageSets/Main/test.txt: byte 0 is not UTF-8", True),
     _list("an image above the folder", "../d\n", "'../d' is outside the folder JPEGImages", True),
     _list("an absolute path", "/d\n", "'/d' is outside the folder JPEGImages"),
-    _list("a name of 300 letters", "d" * 300, "ddd"),
-    _list("a NUL byte in a name", "d\0\n", "d"),
+    _list("a name of 300 letters", "d" * 300, "File name too long"),
+    _list("a NUL byte in a name", "d\0\n", "my/ImageSets/Main/test.txt: 'd\\x00' is no name of an image"),
     _list("a training image", "a\n", "my: 'a' is listed for training and for test"),
     _data("no test list", lambda root: (root / "ImageSets/Main/test.txt").unlink(), "test.txt: no such split list"),
     _data(

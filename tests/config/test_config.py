@@ -99,3 +99,18 @@ def test_imagenet_is_read_with_its_own_settings_alone():
     tree = values(data__source="imagenet", data__root="somewhere", data__test_per_class=3)
     expected = {"source": "imagenet", "held_out": 0.166667, "train_per_class": 10, "test_per_class": 3}
     assert step_of(config.parse(tree), "index").to_dict() == {"seed": 0, "data": expected}
+
+
+@pytest.mark.parametrize("part", ["a", "ab", "a-b"])
+def test_names_are_refused_that_snakemake_takes_for_a_recursion(part):
+    from snakemake.io import PeriodicityDetector
+
+    for times in (2, 10, 19, 20, 25):
+        for name in (part * times, f"x{part * times}", f"{part * times}x"):
+            refused = PeriodicityDetector().is_periodic(name) is not None
+            assert refused == (times >= 20 and not name.endswith("x"))
+            if refused:
+                with pytest.raises(config.ConfigError, match="is repeated twenty times"):
+                    config.parse(values(name=name))
+            else:
+                assert config.parse(values(name=name)).name == name

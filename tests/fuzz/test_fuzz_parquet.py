@@ -156,8 +156,8 @@ def test_measurements(measured, data, name):
     keys = [*METADATA, "replicate", "settings", "seconds"]
     store(data.draw(st.one_of(damaged(before), foreign(table, keys))), path)
     try:
-        only_our_errors(lambda: read_measurements([place]), path, name="")
-        only_our_errors(lambda: read_curves([place]), path, name="")
+        only_our_errors(lambda: read_measurements([place]), path, name=str(place))
+        only_our_errors(lambda: read_curves([place]), path, name=str(place))
     finally:
         path.write_bytes(before)
 

@@ -90,6 +90,8 @@ def _listed(root: Path, name: str) -> list[str]:
     outside = [image_id for image_id in ids if PurePosixPath(image_id).is_absolute() or ".." in image_id.split("/")]
     if outside:
         raise ValueError(f"{path}: {outside[0]!r} is outside the folder JPEGImages; list the names of images in it")
+    if odd := [image_id for image_id in ids if any(ord(letter) < 32 for letter in image_id)]:
+        raise ValueError(f"{path}: {odd[0]!r} is no name of an image")
     repeated = [image_id for image_id, times in Counter(ids).items() if times > 1]
     if repeated:
         raise ValueError(f"{path}: {repeated[0]!r} is listed more than once ({len(repeated)} such images)")
