@@ -1,7 +1,7 @@
 """Runs that are killed, run out of disk, read damaged files or lose MLflow must end with the same tables, or say why not.
 
     python tests/chaos                                      (about 25 minutes on two cores)
-    python tests/chaos --kills 4 --disk 1 --flips 12 --pairs 1 --tracking 1
+    python tests/chaos --kills 4 --disk 1 --flips 24 --pairs 1 --tracking 1     (CI)
 
 One run of tests/configs/minimal.yaml that nothing disturbs makes the tables that all others must make, byte for byte. All
 random choices come from one seed; how far a run is at a moment depends on the machine.

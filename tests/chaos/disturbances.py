@@ -238,7 +238,8 @@ def _flip_in_a_run(workplace: Workplace, begun: int, checkpoint: bool) -> Case:
         run = clone.start()
         found: list[Path] = []
         wait_until(
-            lambda: found.extend(clone.folder.glob(f"{RESULTS}/resnet/0/*/[!.]*.checkpoint")) or found or run.ends(0), 120
+            lambda: found.extend(clone.folder.glob(f"{RESULTS}/resnet/0/*/[!.]*.checkpoint")) or found or run.ends(0),
+            120,
         )
         run.kill()
         # The job may have finished meanwhile.
