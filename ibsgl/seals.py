@@ -54,7 +54,7 @@ def begin() -> None:
 
 
 def seal_of(path: str | os.PathLike[str]) -> Path:
-    """The path of the seal of the file ``path``."""
+    """The path of the seal of the file or folder ``path``."""
     path = Path(path)
     if path.name in ("", ".."):
         path = path.resolve()
@@ -169,7 +169,7 @@ def check_folder(folder: Path) -> None:
 def _digest_tree(folder: Path) -> str:
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     # Snakemake puts a hidden file into a folder that a job has made, and other programs hide folders there.
-    content = [[name, digest_file(file)] for name, file in sorted(files.items()) if not f"/{name}".count("/.")]
+    content = [[name, digest_file(file)] for name, file in sorted(files.items()) if "/." not in f"/{name}"]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ibsgl import cli, seals
 from tests.bad_inputs.cases import CASES, KINDS
 from tests.bad_inputs.finished import MINIMAL, finish
+from tests.workflow.workspaces import workspace
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "bad-inputs.md"
@@ -19,9 +20,7 @@ LONGEST = 220
 
 def make_base(folder):
     """A clone with a finished run, in which each bad input is put."""
-    (folder / "results").mkdir(parents=True)
-    for name in ("Snakefile", "workflow", "config", "profiles", "environment.yml", "results/published"):
-        (folder / name).symlink_to(ROOT / name)
+    workspace(folder)
     shutil.copy(MINIMAL, folder)
     with chdir(folder):
         finish()

@@ -1,6 +1,6 @@
 """Runs that are killed, run out of disk, read damaged files or lose MLflow must end with the same tables, or say why not.
 
-    python tests/chaos                                      (about 25 minutes on two cores)
+    python tests/chaos                                      (half an hour or more on two cores)
     python tests/chaos --kills 4 --disk 1 --flips 24 --pairs 1 --tracking 1     (CI)
 
 One run of tests/configs/minimal.yaml that nothing disturbs makes the tables that all others must make, byte for byte. All
