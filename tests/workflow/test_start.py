@@ -2,7 +2,9 @@
 
 from workspaces import configured, snakemake, workspace
 
-ADDRESS = "http://hidden-name:hidden-word@127.0.0.1:9/x?token=hidden-token"
+# A word that no other file of an environment has.
+CREDENTIAL = "d41f0c-credential"
+ADDRESS = f"http://{CREDENTIAL}-name:{CREDENTIAL}-word@127.0.0.1:9/x?token={CREDENTIAL}-token"
 
 
 def test_a_full_disk_is_one_line(fork, tmp_path):
@@ -28,4 +30,4 @@ def test_a_small_disk_is_said_at_the_start_and_no_file_has_a_password(fork, tmp_
     assert {"mlflow.log", "network.pt"} <= {file.name for file in left}
     (folder / "console").write_text(output)
     for file in [*left, folder / "console"]:
-        assert b"hidden" not in file.read_bytes(), file
+        assert CREDENTIAL.encode() not in file.read_bytes(), file
