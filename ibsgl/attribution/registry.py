@@ -6,17 +6,15 @@ so another package can add a method without a change in this repository.
 
 from __future__ import annotations
 
-from dataclasses import astuple, is_dataclass
+from dataclasses import astuple
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from inspect import signature
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import Generators
+from ibsgl.registry import Registry
 
 GROUP = "ibsgl.attributions"
 # Channels of a typical feature map, for places where only the order of magnitude of a method's cost matters.
@@ -54,31 +52,22 @@ class Attribution(Protocol):
         ...
 
 
-@cache
-def _entry_points() -> dict[str, EntryPoint]:
-    # Reading the metadata of every installed package takes some milliseconds.
-    return {point.name: point for point in entry_points(group=GROUP)}
+METHODS: Registry[Attribution] = Registry(GROUP, "saliency method")
 
 
 def names() -> list[str]:
     """Every registered method, sorted."""
-    return sorted(_entry_points())
-
-
-def _entry_point(name: str) -> EntryPoint:
-    if name not in _entry_points():
-        raise ValueError(f"no saliency method {name!r}; registered are {', '.join(names())}")
-    return _entry_points()[name]
+    return METHODS.names()
 
 
 def module_of(name: str) -> str:
     """The module in which the method ``name`` is defined. It is not imported."""
-    return _entry_point(name).module
+    return METHODS.module_of(name)
 
 
 def requirements(name: str) -> frozenset[str]:
     """The further arguments that the method ``name`` needs; see :class:`Attribution`."""
-    return _entry_point(name).load().requires
+    return METHODS.load(name).requires
 
 
 @cache
@@ -97,17 +86,4 @@ def is_single_pass(name: str) -> bool:
 
 def get(name: str, **params: object) -> Attribution:
     """The method ``name`` with the settings ``params``. ``ValueError`` names an unknown method or a wrong setting."""
-    factory = _entry_point(name).load()
-    known = signature(factory).parameters
-    for key in params:
-        if key not in known:
-            settings = ", ".join(known) or "none"
-            raise ValueError(f"method {name!r} has no setting {key!r}; its settings: {settings}")
-    if not is_dataclass(factory) and not (isinstance(factory, type) and issubclass(factory, BaseModel)):
-        return factory(**params)
-    try:
-        return TypeAdapter(factory).validate_python(params)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}") from None
+    return METHODS.get(name, **params)
