@@ -55,10 +55,11 @@ class SISE:
     Args:
         layers: ``before``: the maps just before each spatial reduction, as in the paper, and the last convolutional map.
             ``after``: the maps just after each, as in course code of the authors' lab.
-        mu: μ in [0,1), the share of the largest α that a selected channel exceeds (published: 0).
-        mask: ``sigmoid``: the soft threshold above. ``binary``: 1 where V_i > t_i and 0 elsewhere, as the paper's text has it.
-        threshold: ``otsu``: t_i as above. ``raised``: as in the lab's code, 1.5 · t_i instead where fewer than 10 % of the
-            pixels reach that.
+        mu: μ in [0,1). A channel is selected if its summed gradient exceeds this share of the largest (published: 0).
+        mask: the factor of each layer but the lowest. ``sigmoid``: σ(100 · (V_i − t_i)), as in the lab's code. ``binary``: 1
+            where V_i > t_i and 0 elsewhere, as in the paper's text.
+        threshold: ``otsu``: t_i is Otsu's. ``raised``: as in the lab's code, 1.5 times that where fewer than 10 % of the pixels
+            reach it.
         fill: what is behind a mask: ``black``, or ``mean``, the colour that normalises to zero.
         chunk: images per pass. It limits the memory and changes results only by rounding.
     """
