@@ -1,1 +1,1 @@
-"""The paper's seven competitors, one file each. They are found through the entry-point group ``ibsgl.attributions``."""
+"""The paper's seven competitors and SISE, one file each. They are found through the group ``ibsgl.attributions``."""

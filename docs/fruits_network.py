@@ -43,4 +43,6 @@ def efficientnet_lite0(num_classes: int) -> SplitNetwork:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), backbone._fc)
     # The old last layer is not used any more. The stem must not keep its parameters.
     del backbone._fc
-    return SplitNetwork(Features(backbone), head, "_conv_head", mean=[MEAN] * 3, std=[STD] * 3)
+    # The last blocks before the maps get smaller, and the end of the stem. SISE needs them.
+    stages = [*(f"backbone._blocks.{block}" for block in (0, 2, 4, 10)), ""]
+    return SplitNetwork(Features(backbone), head, "_conv_head", mean=[MEAN] * 3, std=[STD] * 3, stages=stages)

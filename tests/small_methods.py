@@ -5,6 +5,7 @@ from ibsgl import attribution
 _SMALL = {
     "bottleneck": {"steps": 3, "samples": 2},
     "score_cam": {"chunk": 5},
+    "sise": {"chunk": 5},
     "rise": {"masks": 24, "cells": 3, "chunk": 5},
     "extremal_perturbation": {"iterations": 3},
     "integrated_gradients": {"steps": 5, "chunk": 4},

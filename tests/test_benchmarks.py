@@ -54,7 +54,9 @@ def test_the_command_prints_and_writes(speed, tmp_path):
             assert 0 < row[key] < math.inf, (name, key)
         assert row["method"] in result.output
         # The packages of the dev extra are installed, the others may be.
-        if row["agreement"] == "not installed":
+        if name == "sise":
+            assert row["peer"] is row["speedup"] is row["agrees"] is None
+        elif row["agreement"] == "not installed":
             assert row["peer"] in ("TorchRay", "IBA")
             assert row["speedup"] is row["agrees"] is None
         else:
@@ -66,8 +68,8 @@ def test_the_command_prints_and_writes(speed, tmp_path):
         assert all(0 < time < math.inf for time in row["times"])
     for kind in ("cams", "guidance", "metrics"):
         assert [row["network"] for row in written[kind]] == ["vgg_small"]
-    # RISE, IG, Score-CAM, EP; FullGrad's passes and speed; CAMs; guidance; metrics; two methods' classes.
-    assert len(written["goals"]) >= 11
+    # RISE, IG, Score-CAM, SISE, EP; FullGrad's passes and speed; CAMs; guidance; metrics; two methods' classes.
+    assert len(written["goals"]) >= 12
     for goal in written["goals"]:
         limit = float(goal["goal"].split()[-1])
         assert goal["met"] == (goal["found"] >= limit if "≥" in goal["goal"] else goal["found"] <= limit)

@@ -300,8 +300,8 @@ def test_own_photographs_example_parses():
     study = config.parse(config.merge(values, yaml.safe_load(text_of("docs/fruits_study.yaml"))))
     assert study.replicates >= MINIMUM_REPLICATES
     assert set(study.variants) == {"shuffled", "uniform", "boxes"}
-    seven = set(yaml.safe_load(text_of("config/shapes.yaml"))["methods"])
-    assert set(loaded.methods) == seven
+    eight = set(yaml.safe_load(text_of("config/shapes.yaml"))["methods"])
+    assert set(loaded.methods) == eight
     for method, settings in loaded.methods.items():
         attribution.get(method, **settings)
 

@@ -49,9 +49,12 @@ def test_the_methods_have_their_papers_settings(voc2007):
         score_cam = settings(voc2007, model, "score_cam")
         assert (score_cam["weight"], score_cam["fill"]) == ("increase", "black")
         assert settings(voc2007, model, "integrated_gradients")["steps"] == 50
+        # Sattarzadeh et al. 2021: the maps before each reduction, and every channel with a positive gradient.
+        sise = settings(voc2007, model, "sise")
+        assert (sise["layers"], sise["mu"], sise["mask"], sise["threshold"]) == ("before", 0, "sigmoid", "otsu")
         for method in ("gradcam", "gradcam_pp", "fullgrad"):
             assert settings(voc2007, model, method) == {}
-    assert len(voc2007.methods) == 7
+    assert len(voc2007.methods) == 8
 
 
 def test_the_paper_gives_these(voc2007):

@@ -48,3 +48,14 @@ class Cost:
     batch: Passes = Passes()
     mixed: bool = False
     at_most: bool = False
+
+
+@dataclass(frozen=True)
+class StageChannels:
+    """The channels of the maps that :meth:`ibsgl.networks.SplitNetwork.stage_maps` returns, the largest map first.
+
+    Both are empty if the network has no stages.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()

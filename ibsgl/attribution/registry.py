@@ -29,7 +29,8 @@ class Attribution(Protocol):
 
     A method may also have ``cost(channels) -> ibsgl.attribution.cost.Cost``: its passes through a network whose feature map
     has ``channels`` channels. Without it ``ibsgl plan`` prints "unknown". Methods that need at most one forward and one
-    backward pass share a job.
+    backward pass share a job. If the cost depends on the network's other stages too, the method also has ``stage_cost(stages:
+    StageChannels) -> Cost``, which the plan takes instead.
     """
 
     label: ClassVar[str]

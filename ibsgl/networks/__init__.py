@@ -9,6 +9,7 @@ from ibsgl.networks.split import (
     autocast,
     check_batch,
     evaluating,
+    missing_stages,
     same_image_groups,
     upsample,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "features_and_gradient",
     "in_pieces",
     "logit_gradient",
+    "missing_stages",
     "same_image_groups",
     "shared_gradient",
     "upsample",

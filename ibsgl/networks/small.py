@@ -51,7 +51,15 @@ def _resnet_small(num_classes: int, width: int = 16) -> SplitNetwork:
         _BasicBlock(4 * w, 8 * w, 2),
     )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * w, num_classes))
-    return SplitNetwork(stem, head, "stage4", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return SplitNetwork(
+        stem,
+        head,
+        "stage4",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        stages=("1", "2", "3", "4"),
+        reduced=("0", "2", "3", "4"),
+    )
 
 
 def _vgg_small(num_classes: int, width: int = 16) -> SplitNetwork:
@@ -74,7 +82,15 @@ def _vgg_small(num_classes: int, width: int = 16) -> SplitNetwork:
         nn.ReLU(),
         nn.Linear(8 * w, num_classes),
     )
-    return SplitNetwork(stem, head, "conv5", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return SplitNetwork(
+        stem,
+        head,
+        "conv5",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        stages=("0", "2", "4", "6", "8"),
+        reduced=("1", "3", "5", "7", "head.0"),
+    )
 
 
 SMALL_NETWORKS: dict[str, Callable[..., SplitNetwork]] = {"resnet_small": _resnet_small, "vgg_small": _vgg_small}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -50,6 +51,14 @@ class SplitNetwork(nn.Module):
         target_layer_name: the name of A in the original network (``layer4``, ``conv5_3``), for messages.
         mean, std: normalisation of each colour channel before ``stem``. With ``None`` images are not normalised.
         multilabel: the logits are K independent decisions (sigmoid) instead of one choice among K (softmax).
+        stages: submodules of ``stem``, named as for ``stem.get_submodule``. Their outputs are the maps just before each spatial
+            reduction (pooling or a stride), the largest map first. The last one is the end of the stem; ``""`` is the stem
+            itself. Without stages :meth:`stage_maps` cannot be called.
+        reduced: as ``stages``, but just after each spatial reduction. A name that begins with ``head.`` is a submodule of
+            ``head``.
+
+    Raises:
+        ValueError: ``mean`` without ``std`` or the reverse, or a name in ``stages`` or ``reduced`` that is no submodule.
     """
 
     def __init__(
@@ -61,10 +70,22 @@ class SplitNetwork(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         multilabel: bool = False,
+        stages: Sequence[str] = (),
+        reduced: Sequence[str] = (),
     ):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("give both mean and std, or neither")
+        self.stages = tuple(stages)
+        self.reduced = tuple(reduced)
+        # In a tuple, because an attribute that is a module would be a submodule once more.
+        self._stage_modules = tuple(_submodule(stem, name, "stages") for name in stages)
+        self._reduced_modules = tuple(
+            _submodule(head, name.removeprefix("head."), "reduced", "head")
+            if name.startswith("head.")
+            else _submodule(stem, name, "reduced")
+            for name in reduced
+        )
         if mean is not None and std is not None:
             stem = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), backbone=stem))
         self.stem = stem
@@ -80,6 +101,42 @@ class SplitNetwork(nn.Module):
         """(B,3,H,W) in [0,1] → logits (B,K)."""
         return self.head(self.stem(images))
 
+    def stage_maps(self, images: torch.Tensor, layers: str = "before") -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Images (B,3,H,W) → the maps (B,C_i,h_i,w_i) of the stages, the largest first, and the logits (B,K): one pass.
+
+        If ``images`` requires a gradient, the logits can be differentiated with respect to every map.
+
+        Args:
+            images: in [0,1].
+            layers: ``before``: the maps just before each spatial reduction (``stages``); ``after``: just after (``reduced``).
+
+        Raises:
+            ValueError: the network does not have such stages, or a pass does not run them once each in their order.
+        """
+        key, modules = ("stages", self._stage_modules) if layers == "before" else ("reduced", self._reduced_modules)
+        if not modules:
+            raise ValueError(missing_stages(layers))
+        maps: list[torch.Tensor] = []
+        order: list[int] = []
+
+        def record(place: int, module: nn.Module, _: tuple, output: torch.Tensor) -> None:
+            order.append(place)
+            maps.append(output)
+
+        with ExitStack() as hooks:
+            for place, module in enumerate(modules):
+                hooks.enter_context(module.register_forward_hook(partial(record, place)))
+            features = self.stem(images)
+            logits = self.head(features)
+        if order != list(range(len(modules))):
+            places = ", ".join(str(place + 1) for place in order) or "none"
+            raise ValueError(
+                f"{key}: a pass must run each of the {len(modules)} once and in this order; it ran number {places}"
+            )
+        if layers == "before" and maps[-1] is not features:
+            raise ValueError("stages: the last one must be the end of the stem")
+        return maps, logits
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B,K) → class probabilities (B,K), by a sigmoid on a multi-label network and a softmax otherwise."""
         # In half precision a probability has two or three digits. That is too few to compare images.
@@ -93,6 +150,21 @@ class SplitNetwork(nn.Module):
             if isinstance(module, Normalize):
                 return module.mean
         return torch.zeros(3, 1, 1, device=next(self.parameters()).device)
+
+
+def missing_stages(layers: str) -> str:
+    """The message about a network without the stages that ``SplitNetwork.stage_maps(…, layers)`` needs."""
+    key = "stages" if layers == "before" else "reduced"
+    return f"the network has no {key}; name its submodules with SplitNetwork(..., {key}=[...]), as docs/own.md shows"
+
+
+def _submodule(part: nn.Module, name: str, argument: str, of: str = "stem") -> nn.Module:
+    """The submodule ``name`` of ``part``, or ``ValueError`` that names ``argument``."""
+    try:
+        return part.get_submodule(name)
+    except AttributeError:
+        known = ", ".join(child for child, _ in part.named_children()) or "no submodules"
+        raise ValueError(f"{argument}: the {of} has no submodule {name!r}; at its top it has {known}") from None
 
 
 @contextmanager

@@ -65,10 +65,13 @@ def split_torchvision(
     """
     part = model.get_submodule
     if arch.startswith("resnet"):
-        stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-        stem = nn.Sequential(OrderedDict((name, part(name)) for name in stages))
+        parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        stem = nn.Sequential(OrderedDict((name, part(name)) for name in parts))
         head = nn.Sequential(OrderedDict(avgpool=part("avgpool"), flatten=nn.Flatten(), fc=part("fc")))
         name = "layer4"
+        stages = ["relu", "layer1", "layer2", "layer3", "layer4"]
+        # The first block of a layer has its stride.
+        reduced = ["maxpool", "layer2.0", "layer3.0", "layer4.0", "layer4"]
     else:
         features = part("features")
         assert isinstance(features, nn.Sequential), f"{arch} has no sequence of features"
@@ -81,7 +84,10 @@ def split_torchvision(
         for module in stem:
             convolutions = 0 if isinstance(module, nn.MaxPool2d) else convolutions + isinstance(module, nn.Conv2d)
         name = f"conv{blocks}_{convolutions}"
-    return SplitNetwork(stem, head, name, mean=mean, std=std)
+        pools = [place for place, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
+        stages = [str(place - 1) for place in pools]
+        reduced = [*map(str, pools[:-1]), "head.pool"]
+    return SplitNetwork(stem, head, name, mean=mean, std=std, stages=stages, reduced=reduced)
 
 
 def _last_layer(arch: str, model: nn.Module) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from ibsgl.attribution import Passes
+from ibsgl.attribution import Passes, StageChannels
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings, training_losses
 from ibsgl.networks import SplitNetwork, evaluating
@@ -68,6 +68,7 @@ class NetworkFacts:
         parameters: number of parameters.
         bytes: size of the state dict.
         flops: FLOPs of one image.
+        stages: channels of the maps of its stages.
         seconds: seconds of one image; ``None`` without calibration.
         batch: number of images in each calibrated pass; ``None`` without calibration.
     """
@@ -79,6 +80,7 @@ class NetworkFacts:
     parameters: int
     bytes: int
     flops: UnitCosts
+    stages: StageChannels
     seconds: UnitCosts | None = None
     batch: int | None = None
 
@@ -189,6 +191,18 @@ def count_flops(network: SplitNetwork, image_size: int, config: Config) -> tuple
     )
 
 
+def stage_channels(network: SplitNetwork, image_size: int) -> StageChannels:
+    """The channels of the stages' maps. ``network`` may be on the meta device."""
+    images = torch.rand(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    with evaluating(network), torch.no_grad():
+        return StageChannels(
+            *(
+                tuple(maps.shape[1] for maps in network.stage_maps(images, layers)[0]) if known else ()
+                for layers, known in (("before", network.stages), ("after", network.reduced))
+            )
+        )
+
+
 def random_network(config: Config, model: str, classes: int) -> SplitNetwork:
     """The network ``model`` with random weights. Nothing is downloaded, unless the user's own factory downloads something."""
     return config.network(model).model_copy(update={"weights": None}).build(classes)
@@ -208,4 +222,5 @@ def network_facts(config: Config, model: str, classes: int) -> NetworkFacts:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
         flops=flops,
+        stages=stage_channels(network, settings.image_size),
     )

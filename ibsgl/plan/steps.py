@@ -11,6 +11,7 @@ from ibsgl import attribution
 from ibsgl.attribution import Cost, Passes
 from ibsgl.config import Config
 from ibsgl.data.sources import Split
+from ibsgl.errors import ConfigError
 from ibsgl.plan.data import DataFacts
 from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work
@@ -54,10 +55,18 @@ def method_work(
     """The work of the maps of ``split`` on one network, and whether part of it may not be needed.
 
     The work is ``None`` if the method does not state its cost.
+
+    Raises:
+        ConfigError: the method cannot run on this network.
     """
     if not hasattr(method, "cost"):
         return None, False
-    cost: Cost = method.cost(network.features[0])
+    try:
+        cost: Cost = (
+            method.stage_cost(network.stages) if hasattr(method, "stage_cost") else method.cost(network.features[0])
+        )
+    except ValueError as error:
+        raise ConfigError(f"models.{network.model}: {error}") from error
     images, batches = images_passed(split, batch_size), math.ceil(split.pairs / batch_size)
     passes = cost.pair * split.pairs + cost.image * images + cost.batch * batches
     return network.work(passes, cost.mixed), cost.at_most

@@ -8,7 +8,16 @@ from ibsgl import attribution
 
 def test_all_methods_are_registered():
     assert set(attribution.names()) >= {
-        *("gradcam", "gradcam_pp", "score_cam", "rise", "extremal_perturbation", "integrated_gradients", "fullgrad"),
+        *(
+            "gradcam",
+            "gradcam_pp",
+            "score_cam",
+            "rise",
+            "extremal_perturbation",
+            "integrated_gradients",
+            "fullgrad",
+            "sise",
+        ),
         *("gradient", "bottleneck", "center", "random", "oracle"),
     }
 

@@ -141,7 +141,8 @@ def test_chunk_size_does_not_matter(case, name, chunk):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("score_cam", 3), ("rise", 3), ("integrated_gradients", 3), ("extremal_perturbation", 2)]
+    ("name", "most"),
+    [("score_cam", 3), ("sise", 3), ("rise", 3), ("integrated_gradients", 3), ("extremal_perturbation", 2)],
 )
 def test_chunks_are_halved_until_they_fit_into_memory(case, name, most):
     case = case(name)
@@ -161,7 +162,7 @@ def test_chunks_are_halved_until_they_fit_into_memory(case, name, most):
 
 def test_methods_of_each_kind_are_found():
     assert {"center", "random", "oracle"} <= WITHOUT_NETWORK
-    assert {"score_cam", "rise", "extremal_perturbation", "integrated_gradients"} <= set(CHUNKED)
+    assert {"score_cam", "sise", "rise", "extremal_perturbation", "integrated_gradients"} <= set(CHUNKED)
 
 
 @every_method

@@ -87,6 +87,7 @@ def test_imagenet_has_the_published_settings_of_every_method():
         assert (ep.grid_spacing, ep.sigma, ep.levels) == (7, 21, 8)
         assert of["integrated_gradients"].steps == 50
         assert of["score_cam"].weight == "increase"
+        assert (of["sise"].layers, of["sise"].mu) == ("before", 0)
     ib, guidance = loaded.bottleneck, loaded.guidance
     assert (ib.alpha, ib.gamma, ib.sigma, guidance.mu) == (1000, 5, 1, 2)
     assert (loaded.suppression.r, loaded.suppression.beta) == (0.35, 1)

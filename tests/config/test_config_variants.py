@@ -5,7 +5,7 @@ from shapes_config import values
 
 from ibsgl import config
 
-HEAVY = ["extremal_perturbation", "rise", "score_cam", "integrated_gradients"]
+HEAVY = ["extremal_perturbation", "rise", "score_cam", "integrated_gradients", "sise"]
 LIGHT = ["gradcam", "gradcam_pp", "fullgrad"]
 VARIANTS = {"shuffled": {"teacher": "shuffled"}, "direct": {"mode": "end_to_end"}, "longer": {"loss": "none"}}
 

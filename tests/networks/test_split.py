@@ -1,11 +1,21 @@
 """The split network and what every method does with it."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from ibsgl.networks import build_network
-from ibsgl.networks.split import IMAGENET_MEAN, IMAGENET_STD, check_batch, evaluating, same_image_groups
+from ibsgl.networks.split import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SplitNetwork,
+    check_batch,
+    evaluating,
+    same_image_groups,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +99,146 @@ def test_package_imports_without_the_workflow():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+# Stages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "source", "before", "after"),
+    [
+        # (channels, side) of each map, for an image of 64 pixels.
+        (
+            *("resnet18", "torchvision"),
+            [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)],
+            [(64, 16), (128, 8), (256, 4), (512, 2), (512, 2)],
+        ),
+        (
+            *("vgg16", "torchvision"),
+            [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)],
+            [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)],
+        ),
+        (
+            *("vgg11_bn", "torchvision"),
+            [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)],
+            [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)],
+        ),
+        (
+            *("resnet50", "torchray"),
+            [(64, 32), (256, 16), (512, 8), (1024, 4), (2048, 2)],
+            [(64, 16), (512, 8), (1024, 4), (2048, 2), (2048, 2)],
+        ),
+        (
+            *("resnet_small", "torchvision"),
+            [(16, 32), (32, 16), (64, 8), (128, 4)],
+            [(16, 32), (32, 16), (64, 8), (128, 4)],
+        ),
+        (
+            *("vgg_small", "torchvision"),
+            [(16, 64), (32, 32), (64, 16), (128, 8), (128, 4)],
+            [(16, 32), (32, 16), (64, 8), (128, 4), (128, 2)],
+        ),
+    ],
+)
+def test_every_family_names_the_maps_around_each_reduction(arch, source, before, after):
+    with torch.device("meta"):
+        network = build_network(arch, 3, source=source).eval()
+        images = torch.rand(1, 3, 64, 64)
+    for layers, expected in (("before", before), ("after", after)):
+        maps, logits = network.stage_maps(images, layers)
+        assert [(found.shape[1], found.shape[2]) for found in maps] == expected
+        assert logits.shape == (1, 3)
+
+
+def test_the_maps_of_a_vgg_are_the_inputs_and_outputs_of_its_pooling_layers():
+    network = build_network("vgg11", 3).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before, logits = network.stage_maps(images)
+        after, _ = network.stage_maps(images, "after")
+        assert torch.equal(before[-1], network.stem(images))
+        assert torch.equal(logits, network(images))
+    for a, b in zip(before, after, strict=True):
+        assert (a >= 0).all()
+        assert torch.equal(nn.functional.max_pool2d(a, 2), b)
+
+
+def test_logits_can_be_differentiated_with_respect_to_every_map():
+    network = build_network("resnet_small", 3, width=8).double().eval()
+    with evaluating(network):
+        images = torch.rand(1, 3, 48, 48, dtype=torch.float64).requires_grad_(True)
+        maps, logits = network.stage_maps(images)
+        gradients = torch.autograd.grad(logits[0, 1], maps)
+        # By a step along the gradient of the lowest map, from which the rest of the stem follows.
+        step = 1e-6
+        with torch.no_grad():
+            rest = network.stem.backbone[2:]
+            moved = network.head(rest(maps[0] + step * gradients[0]))[0, 1]
+    assert ((moved - logits[0, 1]) / step).item() == pytest.approx((gradients[0] ** 2).sum().item(), rel=1e-4)
+
+
+def _stem() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU())
+
+
+def _head() -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("normalised", [{}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}])
+@pytest.mark.parametrize("last", ["4", ""])
+def test_users_name_the_modules_of_their_stem(normalised, last):
+    network = SplitNetwork(_stem(), _head(), stages=["1", last], reduced=["2", "head.0"], **normalised).eval()
+    maps, _ = network.stage_maps(torch.rand(1, 3, 16, 16))
+    assert [tuple(found.shape[1:]) for found in maps] == [(2, 14, 14), (4, 5, 5)]
+    maps, _ = network.stage_maps(torch.rand(1, 3, 16, 16), "after")
+    assert [tuple(found.shape[1:]) for found in maps] == [(2, 7, 7), (4, 1, 1)]
+    # The names are of the copy's own modules, and the state dict has nothing twice.
+    twin = copy.deepcopy(network)
+    nn.init.zeros_(twin.stem.get_submodule("backbone" if normalised else "")[0].weight)
+    assert (
+        twin.stage_maps(torch.rand(1, 3, 16, 16))[0][0].std() < network.stage_maps(torch.rand(1, 3, 16, 16))[0][0].std()
+    )
+    assert len(network.state_dict()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stages": ["relu", "4"]}, "stages: the stem has no submodule 'relu'; at its top it has 0, 1, 2, 3, 4"),
+        ({"reduced": ["7"]}, "reduced: the stem has no submodule '7'"),
+        ({"reduced": ["head.pool"]}, "reduced: the head has no submodule 'pool'; at its top it has 0, 1, 2"),
+    ],
+)
+def test_names_of_no_module_are_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SplitNetwork(_stem(), _head(), **arguments)
+
+
+class _Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.relu = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.relu(self.convolution(x)))
+
+
+def test_stages_that_a_pass_does_not_run_in_order_are_an_error():
+    images = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="run each of the 2 once and in this order; it ran number 2, 1"):
+        SplitNetwork(_stem(), _head(), stages=["4", "1"]).stage_maps(images)
+    with pytest.raises(ValueError, match="it ran number 1, 1"):
+        SplitNetwork(_Twice(), _head(), stages=["relu"]).stage_maps(images)
+    with pytest.raises(ValueError, match="the last one must be the end of the stem"):
+        SplitNetwork(_stem(), _head(), stages=["0", "1"]).stage_maps(images)
+    with pytest.raises(ValueError, match=r"the network has no stages; .*SplitNetwork\(\.\.\., stages="):
+        SplitNetwork(_stem(), _head()).stage_maps(images)
+
+
+def test_stage_maps_leaves_no_hook_also_after_an_exception():
+    network = SplitNetwork(_stem(), _head(), stages=["1", "4"])
+    network.stage_maps(torch.rand(1, 3, 16, 16))
+    with pytest.raises(RuntimeError):
+        network.stage_maps(torch.rand(1, 5, 16, 16))
+    assert not any(module._forward_hooks for module in network.modules())

@@ -1,5 +1,7 @@
 """The FLOPs that the plan states for a method are those that torch counts when the method runs."""
 
+from dataclasses import replace
+
 import pytest
 import small_methods
 import torch
@@ -7,9 +9,10 @@ from plan_configs import SIZE, WIDTH, facts
 from torch import nn
 
 from ibsgl import attribution
-from ibsgl.attribution import Cost, Passes
+from ibsgl.attribution import Cost, Passes, StageChannels
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.sources import Split
+from ibsgl.errors import ConfigError
 from ibsgl.networks import SplitNetwork, build_network
 from ibsgl.plan import flops_of, method_work
 from ibsgl.plan.steps import images_passed
@@ -39,7 +42,11 @@ def arch(request):
 def network(arch):
     torch.manual_seed(0)
     built = build_network(arch, 4, width=WIDTH).eval()
-    return SplitNetwork(nn.Sequential(built.stem, Ramp()), built.head)
+    return SplitNetwork(
+        nn.Sequential(built.stem, Ramp()),
+        built.head,
+        stages=[*(f"0.backbone.{name}" for name in built.stages[:-1]), "1"],
+    )
 
 
 def own_arithmetic(method, name, channels, side, pairs):
@@ -86,8 +93,12 @@ def test_a_method_costs_what_it_states(name, arch, network):
     )
     work, at_most = method_work(method, facts(arch), Split(images=3, pairs=6), batch_size=6)
     _, channels, side, _ = features.shape
-    assert counted == work.flops + own_arithmetic(method, name, channels, side, pairs=6)
-    assert at_most == name.startswith("score_cam")
+    if name == "sise":
+        # Which channels are passed depends on the gradients, and these do not go down to the image.
+        assert work.flops / 4 < counted < work.flops
+    else:
+        assert counted == work.flops + own_arithmetic(method, name, channels, side, pairs=6)
+    assert at_most == (name in ("score_cam", "score_cam_probability", "sise"))
     assert (work.flops > 0) == (name not in ("center", "random", "oracle"))
 
 
@@ -104,6 +115,19 @@ def test_score_cam_may_need_less_than_it_states(arch):
     channels, side, _ = network_facts.features
     assert flops_of(lambda: method(flat, images, targets)) == needed + 2 * 2 * channels * side**2
     assert needed < method_work(method, network_facts, Split(2, 2), 2)[0].flops
+
+
+def test_sise_is_planned_from_the_channels_of_all_stages(arch):
+    stages = {"resnet_small": (8, 16, 32, 64), "vgg_small": (8, 16, 32, 64, 64)}[arch]
+    assert facts(arch).stages.before == facts(arch).stages.after == stages
+    work, _ = method_work(attribution.get("sise"), facts(arch), Split(images=2, pairs=3), batch_size=3)
+    assert (work.passes.stem, work.passes.stem_backward) == (3 + 2 * sum(stages), 3)
+
+
+def test_sise_cannot_be_planned_on_a_network_without_stages():
+    bare = replace(facts("vgg_small"), stages=StageChannels())
+    with pytest.raises(ConfigError, match=r"models\.net: sise: the network has no stages; name its submodules"):
+        method_work(attribution.get("sise"), bare, Split(2, 2), 2)
 
 
 def test_images_cut_by_the_end_of_a_batch_are_passed_twice():

@@ -16,11 +16,20 @@ def test_the_reproduction_is_planned_without_its_data(elsewhere):
         "test": 7632,
     }
     assert plan.disk_bytes["archives"] == 460032000 + 451020800
-    seven = {"Grad-CAM", "Grad-CAM++", "Extremal Perturbation", "RISE", "Score-CAM", "Integrated Gradients", "FullGrad"}
+    eight = {
+        "Grad-CAM",
+        "Grad-CAM++",
+        "Extremal Perturbation",
+        "RISE",
+        "Score-CAM",
+        "Integrated Gradients",
+        "FullGrad",
+        "SISE",
+    }
     for network in plan.networks:
         work = {step.name: step.work for step in plan.steps if step.model == network.model}
-        assert seven <= work.keys()
-        assert all(work[name].flops > 0 for name in seven)
+        assert eight <= work.keys()
+        assert all(work[name].flops > 0 for name in eight)
 
 
 def test_the_papers_run_is_planned_without_its_data(elsewhere):
