@@ -3,10 +3,13 @@
 from ibsgl.attribution.cost import Cost, Passes
 from ibsgl.attribution.registry import (
     LABEL,
+    METHODS,
+    USE,
     Attribution,
     Row,
     get,
     is_single_pass,
+    library_of,
     library_versions,
     method_of,
     module_of,
@@ -17,12 +20,15 @@ from ibsgl.attribution.registry import (
 
 __all__ = [
     "LABEL",
+    "METHODS",
+    "USE",
     "Attribution",
     "Cost",
     "Passes",
     "Row",
     "get",
     "is_single_pass",
+    "library_of",
     "library_versions",
     "method_of",
     "module_of",

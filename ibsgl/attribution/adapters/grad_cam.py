@@ -19,17 +19,19 @@ class _Kind(NamedTuple):
         alone: one image at a time: it draws random numbers, or the sign of its map is that of a decomposition.
         whole: it passes images through the whole network. The others need the head alone.
         full_size: its map has the size of the image already.
+        weights: it needs a graph through the weights, because it detaches images, or because a linear head has no other.
     """
 
     alone: bool = False
     whole: bool = False
     full_size: bool = False
+    weights: bool = False
 
 
 METHODS: dict[str, _Kind] = {
     "AblationCAM": _Kind(),
-    "EigenCAM": _Kind(),
-    "EigenGradCAM": _Kind(),
+    "EigenCAM": _Kind(alone=True),
+    "EigenGradCAM": _Kind(alone=True),
     "FEM": _Kind(),
     "FinerCAM": _Kind(alone=True),
     "FullGrad": _Kind(whole=True, full_size=True),
@@ -40,10 +42,10 @@ METHODS: dict[str, _Kind] = {
     "KPCA_CAM": _Kind(alone=True),
     "LayerCAM": _Kind(),
     "RandomCAM": _Kind(alone=True),
-    "SESS": _Kind(alone=True, whole=True, full_size=True),
+    "SESS": _Kind(alone=True, whole=True, full_size=True, weights=True),
     "ScoreCAM": _Kind(whole=True),
     "SegEigenCAM": _Kind(),
-    "ShapleyCAM": _Kind(),
+    "ShapleyCAM": _Kind(weights=True),
     "XGradCAM": _Kind(),
 }
 REFUSED: dict[str, str] = {
@@ -84,7 +86,7 @@ class GradCam(Adapter):
     @property
     def alone(self) -> bool:
         """See :class:`_Kind`."""
-        return METHODS[self.method].alone
+        return METHODS[self.method].alone or bool(self.arguments.get("eigen_smooth"))
 
     def check(self) -> None:
         """Method, arguments and installation."""
@@ -108,13 +110,12 @@ class GradCam(Adapter):
         if kind.whole:
             model: nn.Module = network
             layer, inputs = network.stem, images
-            # SESS detaches its images, so that gradients reach the layer through the weights alone.
-            network.requires_grad_(kind.full_size)
         else:
             with torch.no_grad():
                 inputs = network.stem(images)
             layer = _Features()
             model = _Head(network, layer)
+        network.requires_grad_(kind.weights)
         given |= (
             {"target_idx": int(targets)}
             if self.method == "FinerCAM"
