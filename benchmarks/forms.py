@@ -276,7 +276,7 @@ def compare(settings: Config, forms: Sequence[str], trained: Trained) -> pd.Data
     """
     network, data = trained.network, trained.data
     names = dict.fromkeys(FORMS[form].method for form in forms)
-    ours = {name: attribution.get(name, **settings.method_settings(name)) for name in names}
+    ours = {name: attribution.row(name, settings.method_settings(name)).method for name in names}
     others = {form: FORMS[form].make(ours[FORMS[form].method], network, data) for form in forms}
     description = f"{trained.model}, replicate {trained.replicate}"
     frames = []

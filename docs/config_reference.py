@@ -32,6 +32,8 @@ README = Path(__file__).parents[1] / "config" / "README.md"
 TABLE = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 # Methods of this package are documented here. Methods of other installed packages are not.
 OWN_PACKAGE = "baselines."
+# Those of other libraries, by the modules that adapt them.
+ADAPTERS = "ibsgl.attribution.adapters."
 
 # Key, values, default, meaning.
 Row = tuple[str, str, str, str]
@@ -168,27 +170,41 @@ def _own_methods() -> list[str]:
 
 def _of_methods() -> list[Row]:
     """The settings of the saliency methods: the fields of their dataclasses, which their docstrings describe."""
-    rows: list[Row] = []
-    for name in _own_methods():
-        method = type(attribution.get(name))
-        if issubclass(method, BaseModel):
-            rows += _rows_of(method, f"methods.{name}.")
-            continue
-        hints, meanings = get_type_hints(method, include_extras=True), {}
-        # A variation of a method has the settings of its base class.
-        for base in reversed(method.__mro__):
-            meanings |= _arguments(base.__doc__ or "")
-        for field in fields(method):
-            if field.name not in meanings:
-                raise ValueError(f"{method.__name__}.{field.name} is not described under Args in the class's docstring")
-            rows.append(
-                (
-                    f"methods.{name}.{field.name}",
-                    values(hints[field.name]),
-                    default(field.default),
-                    meanings[field.name],
-                )
-            )
+    return [row for name in _own_methods() for row in _of_method(attribution.METHODS.load(name), f"methods.{name}.")]
+
+
+def _of_method(method: type, prefix: str) -> Iterator[Row]:
+    if issubclass(method, BaseModel):
+        yield from _rows_of(method, prefix)
+        return
+    hints, meanings = get_type_hints(method, include_extras=True), {}
+    # A variation of a method has the settings of its base class.
+    for base in reversed(method.__mro__):
+        meanings |= _arguments(base.__doc__ or "")
+    for field in fields(method):
+        if field.name not in meanings:
+            raise ValueError(f"{method.__name__}.{field.name} is not described under Args in the class's docstring")
+        value = field.default if field.default_factory is MISSING else field.default_factory()
+        yield f"{prefix}{field.name}", values(hints[field.name]), default(value), meanings[field.name]
+
+
+def _of_rows() -> list[Row]:
+    """The keys of every row under ``methods``, and of those that a method of another library computes."""
+    prefix = "methods.<row>."
+    names = [name for name in attribution.names() if attribution.module_of(name).startswith(ADAPTERS)]
+    uses = ", ".join(f"`{name}`" for name in names)
+    rows = [
+        (
+            f"{prefix}use",
+            "string",
+            "the row's name",
+            f"the method that computes the row: a registered one, also {uses}",
+        ),
+        (f"{prefix}label", "string", "the method's", "the name in tables. A row under another name has that behind it"),
+    ]
+    for name in names:
+        for key, allowed, value, meaning in _of_method(attribution.METHODS.load(name), prefix):
+            rows.append((key, allowed, value, f"with `use: {name}`: {meaning}"))
     return rows
 
 
@@ -218,6 +234,7 @@ def tables() -> dict[str, str]:
         "data sources": _sources_as_markdown(),
         "models": as_markdown(list(_rows_of(Model, "models.<name>."))),
         "methods": as_markdown(_of_methods()),
+        "rows": as_markdown(_of_rows()),
         **{name: as_markdown(_of_section(name)) for name in sections},
     }
 

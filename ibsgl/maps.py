@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from ibsgl.attribution.registry import Attribution
+from ibsgl.attribution.registry import Attribution, Row
 from ibsgl.inference import pair_batches
 from ibsgl.networks.chunks import chunked
 from ibsgl.networks.gradients import shared_gradient
@@ -36,11 +36,14 @@ def _saliency(
 ) -> torch.Tensor:
     """The method's maps (B,H,W) float32 of one batch, in smaller batches if the memory is too small."""
 
+    # Rows of one method start from the same draws, whatever they are called.
+    drawn_as = method.use if isinstance(method, Row) else name
+
     def run(start: int, stop: int) -> torch.Tensor:
         part = slice(start, stop)
         context: dict[str, torch.Tensor | FeatureStatistics] = {}
         # New generators in every call, so that a piece that is run again gets the same draws.
-        generators = [generator(seed, name, image_id, device=images.device) for image_id in rows["image_id"][part]]
+        generators = [generator(seed, drawn_as, image_id, device=images.device) for image_id in rows["image_id"][part]]
         if "statistics" in method.requires:
             if statistics is None:
                 raise ValueError(f"{name} needs feature statistics; give --statistics")
@@ -75,7 +78,7 @@ def maps_of_batch(
         images: (B,3,H,W), on the network's device.
         targets: (B,) int64.
         methods: by name.
-        seed: root seed. Random draws are seeded by (seed, name of the method, image id).
+        seed: root seed. Random draws are seeded by (seed, registered name of the method, image id).
         statistics: of the network's features, for methods that require them.
 
     Returns:
@@ -116,7 +119,7 @@ def compute_maps(
         data: at the network's input size.
         pairs: rows of the data set's index.
         methods: by name.
-        seed: root seed. Random draws are seeded by (seed, name of the method, image id).
+        seed: root seed. Random draws are seeded by (seed, registered name of the method, image id).
         batch_size: pairs per batch.
         device: where the maps are computed.
         statistics: of the network's features, for methods that require them.

@@ -1,4 +1,7 @@
-"""Every method of this repository at small settings. A new method needs an entry only if its defaults are slow in a test."""
+"""Every method of this repository at small settings. A new method needs an entry only if its defaults are slow in a test.
+
+The methods of other libraries are in tests/other_libraries.py.
+"""
 
 from ibsgl import attribution
 
@@ -14,4 +17,5 @@ METHODS = {
     name: _SMALL.get(name, {})
     for name in attribution.names()
     if attribution.module_of(name).partition(".")[0] in ("ibsgl", "baselines")
+    and not attribution.module_of(name).startswith("ibsgl.attribution.adapters.")
 }

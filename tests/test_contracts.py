@@ -73,14 +73,15 @@ def test_arguments(name):
 
 @pytest.mark.parametrize("name", attribution.names())
 def test_every_method_is_called_alike(name):
-    call = inspect.signature(type(attribution.get(name)).__call__)
+    method = attribution.METHODS.load(name)
+    call = inspect.signature(method.__call__)
     required = {p.name for p in call.parameters.values() if p.default is p.empty} - {"self"}
     assert_kept(
-        call.replace(parameters=[p for p in call.parameters.values() if p.name not in attribution.get(name).requires]),
+        call.replace(parameters=[p for p in call.parameters.values() if p.name not in method.requires]),
         inspect.signature(lambda self, network, images, targets, generator=None: ...),
     )
     # What is required beyond these is what the method says that it requires.
-    assert required == {"network", "images", "targets"} | attribution.get(name).requires
+    assert required == {"network", "images", "targets"} | method.requires
 
 
 @pytest.fixture(params=["resnet", "vgg"])

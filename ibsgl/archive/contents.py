@@ -234,7 +234,7 @@ def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def source_digests(config: Config) -> dict[str, str]:
     """By package, a digest of the code: the benchmark's, and that of a user's own networks and methods."""
     own = {module for model in config.models for module in config.network(model).modules}
-    own |= {attribution.module_of(method) for method in config.methods}
+    own |= {attribution.module_of(attribution.method_of(*row)) for row in config.methods.items()}
     modules = {"ibsgl", "baselines"} | {name for name in own if name.partition(".")[0] not in ("ibsgl", "baselines")}
     return {module: source_digest(module) for module in sorted(modules)}
 

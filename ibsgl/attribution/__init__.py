@@ -1,16 +1,39 @@
 """Saliency methods: their common interface, the registry of methods by name, and the cost of a method."""
 
 from ibsgl.attribution.cost import Cost, Passes, StageChannels
-from ibsgl.attribution.registry import Attribution, get, is_single_pass, module_of, names, requirements
+from ibsgl.attribution.registry import (
+    LABEL,
+    METHODS,
+    USE,
+    Attribution,
+    Row,
+    get,
+    is_single_pass,
+    library_of,
+    library_versions,
+    method_of,
+    module_of,
+    names,
+    requirements,
+    row,
+)
 
 __all__ = [
+    "LABEL",
+    "METHODS",
+    "USE",
     "Attribution",
     "Cost",
     "Passes",
+    "Row",
     "StageChannels",
     "get",
     "is_single_pass",
+    "library_of",
+    "library_versions",
+    "method_of",
     "module_of",
     "names",
     "requirements",
+    "row",
 ]

@@ -1,14 +1,17 @@
-"""The interface of a saliency method, and the registry of methods.
+"""The interface of a saliency method, the registry of methods, and the rows of a config.
 
 A method is a frozen dataclass. Its fields are its settings. It is registered in the entry-point group ``ibsgl.attributions``,
-so another package can add a method without a change in this repository.
+so another package can add a method without a change in this repository. A row of the tables has a name of its own: with
+``use`` it is computed by any registered method.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from importlib.metadata import version
+from typing import Any, Protocol
 
 import torch
 
@@ -31,10 +34,20 @@ class Attribution(Protocol):
     has ``channels`` channels. Without it ``ibsgl plan`` prints "unknown". Methods that need at most one forward and one
     backward pass share a job. If the cost depends on the network's other stages too, the method also has ``stage_cost(stages:
     StageChannels) -> Cost``, which the plan takes instead.
+
+    A method of another library has a class attribute ``library``: the distribution that computes its maps, such as
+    ``grad-cam``. Another version of that distribution computes the maps again.
     """
 
-    label: ClassVar[str]
-    requires: ClassVar[frozenset[str]]
+    @property
+    def requires(self) -> frozenset[str]:
+        """A class attribute: it is read before the settings are known."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The name in tables: a class attribute, or a property where it depends on the settings."""
+        ...
 
     def __call__(
         self,
@@ -71,6 +84,11 @@ def requirements(name: str) -> frozenset[str]:
     return METHODS.load(name).requires
 
 
+def library_of(name: str) -> str | None:
+    """The distribution that computes the maps of the method ``name``; ``None`` for a method that computes them itself."""
+    return getattr(METHODS.load(name), "library", None)
+
+
 @cache
 def is_single_pass(name: str) -> bool:
     """Whether the method ``name`` with its default settings needs at most one forward and one backward pass."""
@@ -88,3 +106,62 @@ def is_single_pass(name: str) -> bool:
 def get(name: str, **params: object) -> Attribution:
     """The method ``name`` with the settings ``params``. ``ValueError`` names an unknown method or a wrong setting."""
     return METHODS.get(name, **params)
+
+
+# Keys of a row that are no settings of its method.
+USE, LABEL = "use", "label"
+
+
+def method_of(row: str, settings: Mapping[str, Any]) -> str:
+    """The registered method that computes the row ``row``: its ``use``, or else its own name."""
+    return str(settings.get(USE, row))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a method with its settings, under a name of the config's own. It is called as the method is.
+
+    Attributes:
+        method: what computes the maps.
+        use: the name under which the method is registered. Random draws are seeded by it, not by the row's name, so two rows
+            of one method differ in their settings alone.
+        label: the name in tables.
+    """
+
+    method: Attribution
+    use: str
+    label: str
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Those of the method."""
+        return self.method.requires
+
+    def __call__(self, *args: Any, **context: Any) -> torch.Tensor:
+        """The method's maps."""
+        return self.method(*args, **context)
+
+
+def row(name: str, settings: Mapping[str, Any]) -> Row:
+    """The row ``name`` of a config with the keys ``settings``: ``use``, ``label``, and the settings of the method.
+
+    Without ``label`` a row has the label of its method. The row's name stands behind it if the method has another name:
+    "RISE (rise_2000)". Labels of methods of other libraries have what computes them in them already.
+
+    Raises:
+        ValueError: an unknown method, a wrong setting, or a name of one registered method for another one.
+    """
+    use, label = method_of(name, settings), settings.get(LABEL)
+    if use != name and name in names():
+        raise ValueError(f"this name is that of a registered method, so it cannot use {use}; take another name")
+    if label is not None and not (isinstance(label, str) and label.strip() and label.isprintable()):
+        raise ValueError(f"{LABEL}: this is the name in tables, a text of one line (it is {label!r})")
+    method = get(use, **{key: value for key, value in settings.items() if key not in (USE, LABEL)})
+    plain = use == name or library_of(use) is not None
+    return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"))
+
+
+def library_versions(name: str) -> dict[str, str]:
+    """The installed version of the library that computes the maps of the method ``name``; empty if there is none."""
+    library = library_of(name)
+    return {library: version(library)} if library else {}

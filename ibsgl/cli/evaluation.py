@@ -64,7 +64,7 @@ def maps(
     from ibsgl.seals import sealed
 
     step, device = parse(Maps, settings), device_of(gpu)
-    methods = {name: attribution.get(name, **chosen) for name, chosen in step.methods.items()}
+    methods = {name: attribution.row(name, chosen) for name, chosen in step.methods.items()}
     images = dataset(index_file, root, step.network.image_size)
     batches = compute_maps(
         step.network.build(len(images.index.class_names), weights).to(device),
@@ -135,7 +135,7 @@ def evaluate(
         shard(images.pairs(split), shard_number, step.shards) for split in ("test", "held_out", "further")
     )
     methods = {
-        variant: {name: attribution.get(name, **chosen) for name, chosen in step.methods[variant].items()}
+        variant: {name: attribution.row(name, chosen) for name, chosen in step.methods[variant].items()}
         for variant in files
     }
     stored = {variant: Maps(of_variant, test) for variant, of_variant in by_variant(maps_files, files).items()}
@@ -162,7 +162,8 @@ def evaluate(
     own, other = (
         l_ib[held_out.index.tolist()] for l_ib in load_bottleneck(bottleneck_file, "held_out", "held_out_other")
     )
-    labels = {name: method.label for of_variant in methods.values() for name, method in of_variant.items()}
+    labels = {name: label for maps in stored.values() for name, label in maps.labels.items()} | step.labels
+    labels |= {name: row.label for of_variant in methods.values() for name, row in of_variant.items()}
     write_evaluation(
         out,
         scores=measured.scores,
@@ -173,7 +174,7 @@ def evaluate(
         model=model,
         replicate=replicate,
         arch=step.network.arch,
-        labels=labels | {name: label for maps in stored.values() for name, label in maps.labels.items()},
+        labels=labels,
         settings=method_settings(step.to_dict(), {variant: maps.settings for variant, maps in stored.items()}),
         seed=step.seed,
         tags=provenance.collect(

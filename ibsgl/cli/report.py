@@ -54,7 +54,7 @@ def thumbnails(
         variant: step.network.build(len(images.index.class_names), file).to(device) for variant, file in files.items()
     }
     methods = {
-        variant: {name: attribution.get(name, **chosen) for name, chosen in step.methods[variant].items()}
+        variant: {name: attribution.row(name, chosen) for name, chosen in step.methods[variant].items()}
         for variant in networks
     }
     test = images.pairs("test")
@@ -64,10 +64,12 @@ def thumbnails(
         for file in of_variant:
             shards.setdefault(int(file.stem), []).append(file)
         stored[variant] = [Maps(of_shard, shard(test, number, step.shards)) for number, of_shard in shards.items()]
-    labels = {name: method.label for of_variant in methods.values() for name, method in of_variant.items()}
+    labels: dict[str, str] = {}
     for shards_of_variant in stored.values():
         for maps in shards_of_variant:
             labels |= maps.labels
+    labels |= step.labels
+    labels |= {name: row.label for of_variant in methods.values() for name, row in of_variant.items()}
     batches = maps_of_sample(
         networks,
         images,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ibsgl import attribution
 from ibsgl.config.files import read_file
-from ibsgl.config.schema import Config, merge, parse
+from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, Config, merge, parse
 from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
 from ibsgl.settings import LARGEST
@@ -49,11 +49,18 @@ def _check_network(config: Config, name: str, data: bool) -> None:
 
 def _check_methods(config: Config, model: str) -> None:
     resolved = config.for_model(model)
+    labels = {
+        attribution.row(method, resolved.method_settings(method)).label: method
+        for method in (*BUILT_IN_METHODS, *SANITY_METHODS)
+    }
     for method, settings in resolved.methods.items():
         try:
-            attribution.get(method, **settings)
+            label = attribution.row(method, settings).label
         except (ValueError, TypeError) as error:
             raise ConfigError(f"methods.{method}: {error}") from error
+        if label in labels:
+            raise ConfigError(f"methods.{method}: {labels[label]} is called {label!r} in tables too; give one a label")
+        labels[label] = method
         for key, value in settings.items():
             if isinstance(value, int | float) and not abs(value) <= LARGEST:
                 raise ConfigError(f"methods.{method}.{key}: {value:g} is more than {LARGEST}")

@@ -48,6 +48,8 @@ SANITY_METHODS = ("center", "random", "oracle")
 OVERRIDABLE = ("classifier", "bottleneck", "suppression", "guidance", "methods")
 # Keys of ``guidance`` that a variant may change. The rest is the same for all variants, so that they differ in one thing.
 VARIED = ("teacher", "loss", "mode")
+# Columns of the files with maps, beside those of the methods.
+_COLUMNS = {"image_id", "target"}
 # Folders of results/<name> beside those of the models.
 _FOLDERS = {"alternatives", "benchmarks", "claims", "data", "figures", "logs", "records", "tables"}
 
@@ -185,6 +187,11 @@ class Config(Settings):
         for name in (*BUILT_IN_METHODS, *SANITY_METHODS):
             if name in methods:
                 raise ValueError(f"{name} is in every table anyway; remove it here")
+        for row, settings in methods.items():
+            if row in _COLUMNS:
+                raise ValueError(f"{row!r} is a column of the files with maps; call the row something else")
+            if (use := attribution.method_of(row, settings)) in SANITY_METHODS:
+                raise ValueError(f"{row}: {use} is a sanity method, which has no rank; it is in every table anyway")
         return methods
 
     @field_validator("methods", mode="before")
@@ -292,22 +299,27 @@ class Config(Settings):
         return math.ceil(self.test_images / self.shard_size)
 
     def method_settings(self, method: str) -> dict[str, Any]:
-        """Settings of a saliency method, whether the config lists it or every table has it."""
+        """The keys of a row under ``methods``, also of a row that every table has; see :func:`ibsgl.attribution.row`."""
         if method == "bottleneck":
             return self.bottleneck.model_dump()
         return self.methods.get(method, {})
 
+    def is_light(self, method: str) -> bool:
+        """Whether maps of a row cost less than to start a job: those of one pass, and those that every table has."""
+        use = attribution.method_of(method, self.method_settings(method))
+        return method in (*BUILT_IN_METHODS, *SANITY_METHODS) or attribution.is_single_pass(use)
+
     def methods_of(self, variant: str, replicate: int = 0) -> list[str]:
         """The methods that are run on ``variant`` in ``replicate``, in the tables' order."""
         heavy_too = variant in self.methods_on.variants and replicate < self.methods_on.replicates
-        methods = [method for method in self.methods if heavy_too or is_light(method)]
+        methods = [method for method in self.methods if heavy_too or self.is_light(method)]
         if variant == PRETRAINED:
             return [*methods, *BUILT_IN_METHODS, *SANITY_METHODS]
         return [*methods, "gradient"]
 
     def light_methods(self, variant: str) -> list[str]:
         """The methods of ``variant`` whose maps are made in the job that scores them."""
-        return [method for method in self.methods_of(variant) if is_light(method)]
+        return [method for method in self.methods_of(variant) if self.is_light(method)]
 
     def evaluations(self) -> list[tuple[int, str, str]]:
         """Every (replicate, variant, method) that is run on each network, in the tables' order."""
@@ -320,12 +332,7 @@ class Config(Settings):
 
     def heavy_methods(self, variant: str, replicate: int = 0) -> list[str]:
         """The methods of ``variant`` that have jobs of their own, so that the settings of one re-run no other."""
-        return [method for method in self.methods_of(variant, replicate) if not is_light(method)]
-
-
-def is_light(method: str) -> bool:
-    """Whether the maps of ``method`` cost less than to start a job: those of one pass, and those that every table has."""
-    return method in (*BUILT_IN_METHODS, *SANITY_METHODS) or attribution.is_single_pass(method)
+        return [method for method in self.methods_of(variant, replicate) if not self.is_light(method)]
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

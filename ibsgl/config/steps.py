@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
@@ -218,6 +219,8 @@ class Maps(_NetworkStep):
     entry: ClassVar[tuple[str, ...]] = ("ibsgl.maps", "ibsgl.attribution.storage")
     seed: int
     methods: dict[str, dict[str, Any]]
+    # By distribution, the version of the library that computes the maps. Without one there is no such key.
+    libraries: dict[str, str] = Field({})
     shards: Positive
 
     @staticmethod
@@ -227,21 +230,27 @@ class Maps(_NetworkStep):
         if method not in methods:
             known = ", ".join(methods) or "none"
             raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
-        return {"methods": {method: config.method_settings(method)}, "shards": config.shards}
+        # A map does not depend on its name in tables. The evaluation gives it.
+        settings = {key: value for key, value in config.method_settings(method).items() if key != attribution.LABEL}
+        libraries = attribution.library_versions(attribution.method_of(method, settings))
+        part = {"methods": {method: settings}, "shards": config.shards}
+        return part | ({"libraries": libraries} if libraries else {})
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
-        return (*super().modules(), *map(attribution.module_of, self.methods))
+        return (*super().modules(), *(_module_of(*row) for row in self.methods.items()))
 
 
 class _LightMethodsStep(_NetworkStep, ABC):
     # By variant and name, the settings of the methods whose maps are made here.
     methods: dict[str, dict[str, dict[str, Any]]]
+    # By name, the labels that the config gives to the other methods.
+    labels: dict[str, str] = Field({})
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
-        methods = sorted({method for methods in self.methods.values() for method in methods})
-        return (*super().modules(), *map(attribution.module_of, methods))
+        methods = {_module_of(*row) for methods in self.methods.values() for row in methods.items()}
+        return (*super().modules(), *sorted(methods))
 
 
 class Evaluate(_LightMethodsStep):
@@ -260,7 +269,7 @@ class Evaluate(_LightMethodsStep):
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         return {
-            "methods": _light_methods(config),
+            **_light_methods(config),
             "metrics": config.metrics.model_dump(),
             "deletion": config.deletion.model_dump(),
             "r": config.suppression.r,
@@ -400,7 +409,7 @@ class Thumbnails(_LightMethodsStep):
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         return {
-            "methods": _light_methods(config),
+            **_light_methods(config),
             "shards": config.shards,
             "images": config.report.images,
         }
@@ -426,12 +435,23 @@ class Report(_ConfigStep):
         return digest.hexdigest()[:16]
 
 
-def _light_methods(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
-    """By variant and name, the settings of the methods that have no job of their own."""
-    return {
+def _light_methods(config: Config) -> dict[str, Any]:
+    """By variant and name, the settings of the methods that have no job of their own; labels of the others, if any."""
+    methods = {
         variant: {method: config.method_settings(method) for method in config.light_methods(variant)}
         for variant in config.variant_names
     }
+    labels = {
+        method: settings[attribution.LABEL]
+        for method, settings in config.methods.items()
+        if attribution.LABEL in settings and not config.is_light(method)
+    }
+    return {"methods": methods} | ({"labels": labels} if labels else {})
+
+
+def _module_of(method: str, settings: Mapping[str, Any]) -> str:
+    """The module of what computes a row's maps."""
+    return attribution.module_of(attribution.method_of(method, settings))
 
 
 def _r_of_models(config: Config) -> dict[str, float]:

@@ -17,7 +17,7 @@ def _conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-class _BasicBlock(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2016). torchvision's block would need torchvision's import."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
@@ -45,10 +45,10 @@ def _resnet_small(num_classes: int, width: int = 16) -> SplitNetwork:
     w = width
     stem = nn.Sequential(
         _conv_bn_relu(3, w, 2),
-        _BasicBlock(w, w, 1),
-        _BasicBlock(w, 2 * w, 2),
-        _BasicBlock(2 * w, 4 * w, 2),
-        _BasicBlock(4 * w, 8 * w, 2),
+        BasicBlock(w, w, 1),
+        BasicBlock(w, 2 * w, 2),
+        BasicBlock(2 * w, 4 * w, 2),
+        BasicBlock(4 * w, 8 * w, 2),
     )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * w, num_classes))
     return SplitNetwork(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ibsgl.config import Config, ConfigError
-from ibsgl.config.schema import is_light
 from ibsgl.config.steps import lineage
 
 
@@ -33,7 +32,7 @@ class Jobs:
         """On how many networks each method is run, in the order of the tables."""
         networks: dict[str, int] = {}
         for replicate, variant, method in self.config.evaluations():
-            if is_light(method):
+            if self.config.is_light(method):
                 is_run = self._is_run("evaluate", replicate)
             else:
                 is_run = self._is_run("maps", replicate, variant, method)
@@ -46,7 +45,7 @@ class Jobs:
 
     def stored_maps(self) -> int:
         """On how many networks maps are stored, each method counted: those of many passes."""
-        return sum(networks for method, networks in self.methods().items() if not is_light(method))
+        return sum(networks for method, networks in self.methods().items() if not self.config.is_light(method))
 
     def _is_run(self, job: str, replicate: int, variant: str | None = None, method: str | None = None) -> bool:
         base = self.base

@@ -133,9 +133,9 @@ def _training_steps(jobs: Jobs, config: Config, data: DataFacts, network: Networ
 def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
     held_out, test = data.splits["held_out"], data.splits["test"]
     for name, networks in jobs.methods().items():
-        method = attribution.get(name, **config.method_settings(name))
-        work, at_most = method_work(method, network, test, config.batch_size)
-        yield _step(method.label, networks, test.pairs, "pairs", network, work, at_most)
+        row = attribution.row(name, config.method_settings(name))
+        work, at_most = method_work(row.method, network, test, config.batch_size)
+        yield _step(row.label, networks, test.pairs, "pairs", network, work, at_most)
 
     # What is measured on all variants of a replicate is one job.
     replicates, variants = jobs.count("evaluate"), len(config.variant_names)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ibsgl import attribution
 from ibsgl.metrics.faithfulness import AverageDrop
 from ibsgl.metrics.localization import Bbox, MIoU
 
@@ -47,4 +49,18 @@ def method_notes(config: Config, model: str) -> list[str]:
         f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels, "
         f"{training.epochs} epochs of {training.optimizer} at {training.lr:g}; "
         f"suppression {config.suppression.when}; bottleneck reduction {config.bottleneck.reduction}.",
+        *_rows(config),
     ]
+
+
+def _rows(config: Config) -> list[str]:
+    """A note with what computes the rows that have a name of their own, if there are any."""
+    rows = []
+    for name, settings in config.methods.items():
+        row = attribution.row(name, settings)
+        if row.use != name:
+            own = {key: value for key, value in settings.items() if key not in (attribution.USE, attribution.LABEL)}
+            text = ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
+            version = "".join(f" {number}" for number in attribution.library_versions(row.use).values())
+            rows.append(f"{row.label} is {row.use}{version}" + (f" ({text})" if text else ""))
+    return [f"Rows of the run's own: {'; '.join(rows)}."] if rows else []

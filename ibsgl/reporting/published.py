@@ -80,7 +80,12 @@ def comparable_settings(config: Config, model: str) -> dict[str, Any]:
     network = config.models[model]
     lists = dict(config.data.list_settings)
     splits = getattr(config.data, "splits", None)
-    methods = {name: attribution.get(name, **settings) for name, settings in config.methods.items()}
+    # The paper's settings are of the paper's methods. A row with another name, which `use`s one, is a row of the run's own.
+    methods = {
+        name: attribution.row(name, settings).method
+        for name, settings in config.methods.items()
+        if attribution.method_of(name, settings) == name
+    }
     return {
         "source": config.data.source,
         "train_list": f"that of {config.data.source}" if splits is None else splits.train,

@@ -31,7 +31,7 @@ def test_the_package_is_ours():
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("rises", {}, "no saliency method 'rises'; registered are bottleneck, center"),
+        ("rises", {}, "no saliency method 'rises'; registered are bottleneck, captum, center"),
         ("rise", {"mask": 1}, "method 'rise' has no setting 'mask'; its settings: masks"),
         ("rise", {"masks": "many"}, "masks: "),
         ("gradcam", {"layer": 4}, "its settings: none"),

@@ -71,7 +71,8 @@ def own_arithmetic(method, name, channels, side, pairs):
 
 
 def test_every_registered_method_is_tested():
-    assert sorted(METHODS) == attribution.names()
+    # Methods of other libraries state no cost.
+    assert sorted(METHODS) == [name for name in attribution.names() if not attribution.library_of(name)]
 
 
 @pytest.mark.parametrize("name", METHODS)

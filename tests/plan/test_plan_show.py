@@ -27,7 +27,7 @@ def test_a_method_that_does_not_state_its_cost_is_unknown(elsewhere, monkeypatch
         label, requires = "Silent", frozenset()
 
     monkeypatch.setattr(
-        attribution, "get", lambda name, **settings: Silent() if name == "gradcam" else get(name, **settings)
+        attribution.registry, "get", lambda name, **settings: Silent() if name == "gradcam" else get(name, **settings)
     )
     plan = make_plan(small("resnet_small", size=32), calibration=False)
     (step,) = [step for step in plan.steps if step.name == "Silent"]

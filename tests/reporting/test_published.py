@@ -256,7 +256,7 @@ def test_a_methods_settings_are_read_whatever_its_class(minimal, monkeypatch):
     minimal["methods"] = {"rise": None, "gradcam": None, "fullgrad": None}
     loaded = config.load(minimal)
     made = {"rise": WithTuple(), "gradcam": Bottleneck(alpha=10), "fullgrad": object()}
-    monkeypatch.setattr(attribution, "get", lambda name, **_: made[name])
+    monkeypatch.setattr(attribution, "row", lambda name, _: attribution.Row(made[name], name, name))
     settings = comparable_settings(loaded, "resnet")
     assert settings["rise"] == {"areas": [0.1, 0.2]}
     assert settings["gradcam"]["alpha"] == 10

@@ -186,7 +186,9 @@ def statistics_of(wildcards):
 
 def maps_inputs(wildcards):
     """The feature statistics, for a method that requires them."""
-    if "statistics" in attribution.requirements(wildcards.method):
+    settings = CONFIGS[wildcards.run].method_settings(wildcards.method)
+    method = attribution.method_of(wildcards.method, settings)
+    if "statistics" in attribution.requirements(method):
         return {"statistics": [statistics_of(wildcards)]}
     return {}
 
