@@ -346,7 +346,8 @@ def measure_guidance(bench: Bench, batch: int) -> dict[str, Any]:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
 
     def step(guidance: GuidanceSettings | None, l_ib: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        losses = training_losses(network, images, labels, targets, l_ib, guidance, SuppressionSettings())
+        loss = guidance.build_loss(SuppressionSettings()) if guidance is not None else None
+        losses = training_losses(network, images, labels, targets, loss, teach=l_ib)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].mean().backward()
         optimizer.step()

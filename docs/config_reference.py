@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 from ibsgl import attribution
 from ibsgl.config.schema import Config, Model
 from ibsgl.data.sources import DEFAULT, SOURCES, DataSource
+from ibsgl.guidance.registry import LOSSES, PAPER
 from ibsgl.settings import LARGEST
 
 README = Path(__file__).parents[1] / "config" / "README.md"
@@ -225,6 +226,20 @@ def _sources_as_markdown() -> str:
     return "\n\n".join(parts)
 
 
+def _losses_as_markdown() -> str:
+    """A heading and a table for each guidance loss of this package, but not the paper's own."""
+    parts = []
+    for name in LOSSES.names():
+        loss = LOSSES.load(name)
+        if name == PAPER or not loss.__module__.startswith("ibsgl."):
+            continue
+        summary = inspect.cleandoc(inspect.getmodule(loss).__doc__ or "").replace("\n\n", " ")
+        boxes = f"Sees boxes: {'yes' if 'region' in loss.requires else 'no'}."
+        rows = as_markdown(list(_rows_of(loss, "settings.")))
+        parts.append(f"### loss: {name}\n\n{' '.join(summary.split())} {boxes}\n\n{rows}")
+    return "\n\n".join(parts)
+
+
 def tables() -> dict[str, str]:
     """Every generated part of the reference by its name, as Markdown."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in Config.model_fields.items()}
@@ -235,6 +250,7 @@ def tables() -> dict[str, str]:
         "models": as_markdown(list(_rows_of(Model, "models.<name>."))),
         "methods": as_markdown(_of_methods()),
         "rows": as_markdown(_of_rows()),
+        "guidance losses": _losses_as_markdown(),
         **{name: as_markdown(_of_section(name)) for name in sections},
     }
 

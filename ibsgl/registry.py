@@ -17,6 +17,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 T = TypeVar("T")
 
 
+class SettingError(ValueError):
+    """A setting with a wrong value."""
+
+    def __init__(self, key: str, reason: str, value: object):
+        super().__init__(f"{key}: {reason}" if key else reason)
+        self.key, self.reason, self.value = key, reason, value
+
+
 class Registry(Generic[T]):
     """The entries of one entry-point group.
 
@@ -65,4 +73,4 @@ class Registry(Generic[T]):
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
-            raise ValueError(f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}") from None
+            raise SettingError(key, problem["msg"].removeprefix("Value error, "), problem["input"]) from None

@@ -90,7 +90,7 @@ def tables(
     from ibsgl.reporting.comparisons import comparison_table, cross_scoring_table, diagnostics_table
     from ibsgl.reporting.formats import write_comparisons_markdown, write_csv, write_table
     from ibsgl.reporting.measurements import read_measurements
-    from ibsgl.reporting.notes import method_notes
+    from ibsgl.reporting.notes import method_notes, variant_notes
     from ibsgl.reporting.tables import NOT_RUN, table_of_run
 
     started, step = time.time(), parse(Tables, settings)
@@ -118,7 +118,7 @@ def tables(
     compared = comparison_table(measurements, variants, multilabel=config.data.multilabel, average=average)
     csv = out / f"comparisons_{model}.csv"
     write_csv(compared, csv)
-    write_comparisons_markdown(compared, csv.with_suffix(".md"), model=model)
+    write_comparisons_markdown(compared, csv.with_suffix(".md"), model=model, notes=variant_notes(config, model))
     # Only what the index says about the images is read here, no image.
     images = dataset(index_file, Path(), 1)
     difficult = pd.DataFrame(images.difficult("test").numpy(), index=pd.Index(images.ids("test"), name="image_id"))

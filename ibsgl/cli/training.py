@@ -138,7 +138,7 @@ def guide(
     gpu: Gpu = 0,
     records: Records = None,
 ) -> None:
-    """Train a variant: with guidance (Algorithm 1), or as the control, whose settings have no guidance."""
+    """Train a variant: with guidance, or as the control, whose settings have no guidance."""
 
     from ibsgl import provenance, seals
     from ibsgl.config.steps import Guide
@@ -152,8 +152,8 @@ def guide(
     before = classification_scores(network, images, "test", step.training.batch_size, device)
     checkpoint = out.with_suffix(".checkpoint")
     # A file that the settings have no use for must not change the result.
-    bottleneck_file = bottleneck_file if step.guidance and not step.current_bottleneck else None
-    statistics_file = statistics_file if step.current_bottleneck else None
+    bottleneck_file = bottleneck_file if step.bottleneck_of == "pretrained" else None
+    statistics_file = statistics_file if step.bottleneck_of == "current" else None
     inputs = [file for file in (weights, bottleneck_file, statistics_file) if file]
     history = train_guided(
         network,

@@ -20,10 +20,12 @@ from ibsgl.bottleneck import Bottleneck
 from ibsgl.data.sources import DEFAULT, SOURCES, AnySource
 from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
+from ibsgl.guidance.registry import NO_LOSS, NO_TEACHER, PAPER, TEACHERS, teacher_requires
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import MetricSettings
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.redaction import redacted
+from ibsgl.registry import SettingError
 from ibsgl.settings import Positive, Settings
 from ibsgl.suppression import SuppressionSettings
 from ibsgl.training.settings import ClassifierSettings, TrainingSettings
@@ -47,7 +49,7 @@ SANITY_METHODS = ("center", "random", "oracle")
 # Sections that ``models.<name>.override`` may change.
 OVERRIDABLE = ("classifier", "bottleneck", "suppression", "guidance", "methods")
 # Keys of ``guidance`` that a variant may change. The rest is the same for all variants, so that they differ in one thing.
-VARIED = ("teacher", "loss", "mode")
+VARIED = ("teacher", "teacher_settings", "loss", "settings", "mode")
 # Columns of the files with maps, beside those of the methods.
 _COLUMNS = {"image_id", "target"}
 # Folders of results/<name> beside those of the models.
@@ -148,8 +150,8 @@ class Config(Settings):
     guidance: Guidance = Guidance()
     variants: dict[Name, dict[str, Any]] = Field(
         {},
-        description="further variants of each network, and what each changes of `guidance` (`teacher`, `loss`, `mode`). "
-        "`pretrained`, `control` (`loss: none`) and `guided` are always there",
+        description="further variants of each network, and what each changes of `guidance` (`teacher`, `loss`, their settings, "
+        "`mode`). `pretrained`, `control` (`loss: none`) and `guided` are always there",
     )
     methods: dict[Name, dict[str, Any]]
     methods_on: MethodsOn = MethodsOn()
@@ -246,15 +248,31 @@ class Config(Settings):
         """What guidance adds to the loss of ``variant``. With the loss ``none`` it adds nothing."""
         if variant not in self.trained_variants:
             raise ConfigError(f"variants: there is no variant {variant!r}; take {', '.join(self.trained_variants)}")
-        changes = {"loss": "none"} if variant == CONTROL else self.variants.get(variant, {})
-        values = self.guidance.model_dump(exclude={"training"}) | changes
-        if values["teacher"] != "bottleneck":
-            # Only L^ib can be computed as training goes. The maps of other teachers are made before.
+        changes = {"loss": NO_LOSS} if variant == CONTROL else self.variants.get(variant, {})
+        values = self.guidance.model_dump(exclude={"training"})
+        for key, settings in (("teacher", "teacher_settings"), ("loss", "settings")):
+            # Settings are those of the teacher or the loss that they stand beside.
+            if changes.get(key, values[key]) != values[key]:
+                values[settings] = {}
+        values = merge(values, changes)
+        if not _teaches_l_ib(values["teacher"]):
+            # Only L^ib of the image itself can be computed as training goes.
             values["bottleneck_network"] = "pretrained"
         try:
-            return GuidanceSettings.model_validate(values)
+            guidance = GuidanceSettings.model_validate(values)
         except ValidationError as error:
             raise ValueError(describe(error, f"variants.{variant}.")) from None
+        if guidance.loss in (NO_LOSS, PAPER):
+            return guidance
+        if "mode" in changes:
+            raise ValueError(f"variants.{variant}.mode: the loss {guidance.loss} has no mode; remove it")
+        if guidance.takes_a_map:
+            return guidance
+        if "teacher" in changes:
+            raise ValueError(f"variants.{variant}.teacher: the loss {guidance.loss} takes no teacher's map; remove it")
+        return guidance.model_copy(
+            update={"teacher": NO_TEACHER, "teacher_settings": {}, "bottleneck_network": "pretrained"}
+        )
 
     def alternative(self, name: str) -> Config:
         """The config of the alternative ``name``."""
@@ -335,6 +353,11 @@ class Config(Settings):
         return [method for method in self.methods_of(variant, replicate) if not self.is_light(method)]
 
 
+def _teaches_l_ib(teacher: str) -> bool:
+    """Whether the map of ``teacher`` is made from L^ib of the image itself. ``False`` if there is no such teacher."""
+    return teacher in TEACHERS.names() and "l_ib" in teacher_requires(teacher)
+
+
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with ``override`` on top, key by key at every level; lists are replaced."""
     merged = copy.deepcopy(dict(base))
@@ -383,6 +406,9 @@ def describe(error: ValidationError, where: str = "") -> str:
         reason = f"this is a section with keys of its own, such as source: {DEFAULT} (it is {_shown(first['input'])})"
     elif first["type"] == "model_type":
         reason = f"this is a section with keys of its own (it is {_shown(first['input'])})"
+    elif isinstance(setting := first.get("ctx", {}).get("error"), SettingError):
+        path += [setting.key] if setting.key else []
+        reason = f"{setting.reason} (it is {_shown(setting.value)})"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         if not isinstance(first["input"], Mapping):

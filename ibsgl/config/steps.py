@@ -22,7 +22,8 @@ from ibsgl.data.download import Archive
 from ibsgl.data.sources import AnySource
 from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
-from ibsgl.guidance.settings import GuidanceSettings
+from ibsgl.guidance.registry import LOSSES, NO_LOSS, NO_TEACHER, PAPER, TEACHERS
+from ibsgl.guidance.settings import PAPER_KEYS, GuidanceSettings
 from ibsgl.metrics import MetricSettings
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.randomness import derive_seed
@@ -188,16 +189,17 @@ class Guide(_TrainingStep):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
-        current = self.guidance is not None and self.guidance.bottleneck_network == "current"
-        for key, needed in {"suppression": self.guidance is not None, "bottleneck": current}.items():
+        paper = self.guidance is not None and self.guidance.loss == PAPER
+        current = self.guidance is not None and self.guidance.bottleneck_of == "current"
+        for key, needed in {"suppression": paper, "bottleneck": current}.items():
             if needed != (getattr(self, key) is not None):
                 raise ValueError(f"{key}: this training {'needs this key' if needed else 'has no such key'}")
         return self
 
     @property
-    def current_bottleneck(self) -> bool:
-        """Whether L^ib is that of the network in training, computed as it goes."""
-        return self.bottleneck is not None
+    def bottleneck_of(self) -> Literal["pretrained", "current"] | None:
+        """The network whose L^ib the training needs: made before, or computed as it goes."""
+        return None if self.guidance is None else self.guidance.bottleneck_of
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
@@ -206,11 +208,22 @@ class Guide(_TrainingStep):
             "replicate": int(where["replicate"]),
             "training": config.guidance.training.model_dump(),
         }
-        if guidance.loss != "none":
+        if guidance.loss == PAPER:
             part |= {"guidance": guidance.model_dump(), "suppression": config.suppression.model_dump()}
-            if guidance.bottleneck_network == "current":
-                part |= {"bottleneck": config.bottleneck.model_dump()}
+        elif guidance.loss != NO_LOSS:
+            part |= {"guidance": guidance.model_dump(exclude=set(PAPER_KEYS))}
+        if guidance.bottleneck_of == "current":
+            part |= {"bottleneck": config.bottleneck.model_dump()}
         return part
+
+    def modules(self) -> tuple[str, ...]:
+        """With those of the loss and of the teacher."""
+        own = []
+        if self.guidance is not None:
+            own.append(LOSSES.module_of(self.guidance.loss))
+            if self.guidance.takes_a_map and self.guidance.teacher != NO_TEACHER:
+                own.append(TEACHERS.module_of(self.guidance.teacher))
+        return (*super().modules(), *own)
 
 
 class Maps(_NetworkStep):
@@ -516,8 +529,8 @@ def lineage(config: Config, name: str, **where: Any) -> tuple[str, ...]:
     if name == "bottleneck":
         return (settings, *lineage(config, "classifier", **where))
     if name == "guide":
-        step = json.loads(settings)
-        return (settings, *lineage(config, "bottleneck" if step.get("guidance") else "classifier", **where))
+        needs = Guide.parse(settings).bottleneck_of
+        return (settings, *lineage(config, "bottleneck" if needs else "classifier", **where))
     if name == "maps":
         return (settings, *lineage(config, "guide", **where))
     networks = [

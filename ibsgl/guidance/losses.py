@@ -1,76 +1,68 @@
-"""The losses of a training batch: Eq. 2, or Eq. 11 if the training is guided."""
+"""The losses of a training batch: classification (Eq. 2), and what guidance adds to it (Eq. 11)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ibsgl.guidance.algorithm import feature_divergence, guidance_target
+from ibsgl.guidance.batch import TrainingBatch
 from ibsgl.guidance.classification import classification_loss
-from ibsgl.guidance.localization import localization_loss
-from ibsgl.guidance.settings import GuidanceSettings
+from ibsgl.guidance.registry import GuidanceLoss
 from ibsgl.networks.split import SplitNetwork, autocast
-from ibsgl.suppression import SuppressionSettings
 
 
 def training_losses(
     network: SplitNetwork,
     images: torch.Tensor,
     labels: torch.Tensor,
-    target: torch.Tensor,
-    l_ib: Callable[[torch.Tensor], torch.Tensor | None],
-    guidance: GuidanceSettings | None = None,
-    suppression: SuppressionSettings | None = None,
+    targets: torch.Tensor,
+    loss: GuidanceLoss | None = None,
+    *,
+    teach: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+    region: torch.Tensor | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Losses (B,) of a batch by name: Eq. 11 with ``guidance``, Eq. 2 without. Training minimises ``loss``.
+    """Losses (B,) of a batch by name: with ``loss`` its weighted sum with Eq. 2, otherwise Eq. 2. Training minimises ``loss``.
 
     Args:
         network: the network in training.
         images: (B,3,H,W).
         labels: (B,K) float, 1 for every class present.
-        target: (B,) int64, the class c of each (image, class) pair.
-        l_ib: features (B,C,h,w) → the teacher's map (B,h,w), or ``None`` without one. It is not called without guidance.
-        guidance: the settings of guidance. ``None`` or the loss ``none``: Eq. 2 alone.
-        suppression: the settings of suppression, which guidance needs.
+        targets: (B,) int64, the class c of each (image, class) pair.
+        loss: what guidance adds; ``None``: nothing.
+        teach: detached features (B,C,h,w) → the teacher's map (B,h,w), or ``None``. It is called if ``loss`` requires a map.
+        region: (B,H,W) bool, the boxes of c. The loss gets them if it requires them.
+        generators: one per pair. The loss gets them if it requires them.
     """
-    with autocast(images.device):
+    requires = frozenset() if loss is None else loss.requires
+    if "image_gradient" in requires:
+        # Gradients down to the image are differentiated again, which needs full precision.
+        images = images.detach().requires_grad_(True)
         features = network.stem(images)
-    # The inner problem has second derivatives and compares distributions, so it runs in float32.
-    features = features.float()
-    classification = classification_loss(network.head(features), labels, network.multilabel)
-    if guidance is None or guidance.loss == "none":
-        return {"loss": classification, "classification": classification}
-    if suppression is None:
-        raise ValueError("guidance needs the settings of suppression")
-    reference = l_ib(features)
-    present = labels.bool() if network.multilabel else None
-    if guidance.mode == "end_to_end":
-        added = localization_loss(
-            network.head,
-            features,
-            target,
-            reference,
-            beta=suppression.beta,
-            r=suppression.r,
-            labels=present,
-            when=suppression.when,
-            form=guidance.cross_entropy,
-        )
     else:
-        moved = guidance_target(
-            network.head,
+        with autocast(images.device):
+            features = network.stem(images)
+    # The paper's inner problem has second derivatives and compares distributions, so it runs in float32.
+    features = features.float()
+    if loss is not None and not features.requires_grad:
+        # The stem has no weights to train, and L^c is a gradient with respect to the features.
+        features = features.detach().requires_grad_(True)
+    logits = network.head(features)
+    classification = classification_loss(logits, labels, network.multilabel)
+    if loss is None:
+        return {"loss": classification, "classification": classification}
+    added = loss(
+        TrainingBatch(
+            network,
+            images,
             features,
-            target,
-            reference,
-            beta=suppression.beta,
-            r=suppression.r,
-            step_size=guidance.step_size,
-            steps=guidance.steps,
-            labels=present,
-            when=suppression.when,
-            form=guidance.cross_entropy,
-            relative=guidance.step_unit == "relative",
+            logits,
+            labels,
+            targets,
+            teacher_map=teach(features.detach()) if teach is not None and "teacher_map" in requires else None,
+            region=region if "region" in requires else None,
+            generators=generators if "generators" in requires else None,
         )
-        added = feature_divergence(features, moved, guidance.divergence.normalise, guidance.divergence.reduction)
-    return {"loss": classification + guidance.mu * added, "classification": classification, "guidance": added}
+    )
+    return {"loss": classification + loss.weight * added, "classification": classification, "guidance": added}

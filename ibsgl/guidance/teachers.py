@@ -1,90 +1,102 @@
 """The maps that guided training teaches.
 
 The paper teaches L^ib, the map of the information bottleneck. The other teachers show whether it is L^ib that has an effect.
-All maps are made once, before the training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from ibsgl.guidance.registry import Teacher
 from ibsgl.randomness import generator
 
-# n pairs → (n,H,W) bool: where each pair's object is.
-Regions = Callable[[pd.DataFrame], torch.Tensor]
-# (L^ib (N,h,w) of the N pairs, the pairs, the training seed, regions) → (N,h,w) ≥ 0.
-Teacher = Callable[[torch.Tensor, pd.DataFrame, int, Regions | None], torch.Tensor]
 
-# Regions have the size of the image, so only this many are in memory at a time.
-_REGIONS = 64
+@dataclass(frozen=True)
+class BottleneckMap:
+    """L^ib of the image, as in the paper."""
 
+    requires: ClassVar[frozenset[str]] = frozenset({"l_ib"})
 
-def bottleneck(l_ib: torch.Tensor, pairs: pd.DataFrame, seed: int, regions: Regions | None = None) -> torch.Tensor:
-    """L^ib (N,h,w) itself, as in the paper."""
-    return l_ib
-
-
-def shuffled(l_ib: torch.Tensor, pairs: pd.DataFrame, seed: int, regions: Regions | None = None) -> torch.Tensor:
-    """(N,h,w): for every pair the L^ib of another image; see :func:`other_pairs`."""
-    return l_ib[other_pairs(pairs, seed)]
-
-
-def uniform(l_ib: torch.Tensor, pairs: pd.DataFrame, seed: int, regions: Regions | None = None) -> torch.Tensor:
-    """(N,h,w) ones. With ``cross_entropy: binary``, which scales a map by its range, this is a map of zeros."""
-    return torch.ones_like(l_ib)
+    def __call__(
+        self,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        region: torch.Tensor | None,
+        l_ib: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``l_ib`` (B,h,w) itself."""
+        assert l_ib is not None
+        return l_ib
 
 
-def boxes(l_ib: torch.Tensor, pairs: pd.DataFrame, seed: int, regions: Regions | None = None) -> torch.Tensor:
-    """(N,h,w) in [0,1]: the share of each cell that the pair's region covers."""
-    if regions is None:
-        raise ValueError("guidance.teacher: boxes needs the regions of the training pairs")
-    parts = []
-    for start in range(0, len(pairs), _REGIONS):
-        region = regions(pairs.iloc[start : start + _REGIONS]).to(l_ib)
-        parts.append(nn.functional.adaptive_avg_pool2d(region, (l_ib.shape[1], l_ib.shape[2])))
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class ShuffledMap(BottleneckMap):
+    """L^ib of another image; see :func:`other_pairs`."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"shuffled"})
 
 
-TEACHERS: dict[str, Teacher] = {"bottleneck": bottleneck, "shuffled": shuffled, "uniform": uniform, "boxes": boxes}
-# The teacher without a map: only the suppression term of Eq. 10 is left.
-NO_TEACHER = "none"
+@dataclass(frozen=True)
+class UniformMap:
+    """A map without content."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        region: torch.Tensor | None,
+        l_ib: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(B,h,w) ones. With ``cross_entropy: binary``, which scales a map by its range, this is a map of zeros."""
+        return torch.ones_like(features[:, 0])
 
 
-def teacher_maps(
-    teacher: str,
+@dataclass(frozen=True)
+class BoxesMap:
+    """The object's boxes."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"region"})
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        region: torch.Tensor | None,
+        l_ib: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(B,h,w) in [0,1]: the share of each cell that the boxes cover."""
+        assert region is not None
+        return nn.functional.adaptive_avg_pool2d(region.to(features.dtype), (features.shape[2], features.shape[3]))
+
+
+def teacher_map(
+    name: str,
+    teacher: Teacher,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    region: torch.Tensor | None,
     l_ib: torch.Tensor | None,
-    pairs: pd.DataFrame,
-    *,
-    seed: int,
-    regions: Regions | None = None,
-) -> torch.Tensor | None:
-    """The maps (N,h,w) ≥ 0 that N pairs are taught with; ``None`` for the teacher ``none``.
-
-    Args:
-        teacher: ``bottleneck``: L^ib. ``shuffled``: L^ib of another image. ``uniform``: a constant map. ``boxes``: the
-            object's region. ``none``: no map.
-        l_ib: (N,h,w), L^ib of the pairs, in nats. Not needed for ``none``.
-        pairs: N rows of the index, of one split.
-        seed: the training seed, from which ``shuffled`` draws.
-        regions: rows of the index → their regions (n,H,W) bool. Only ``boxes`` needs it.
+) -> torch.Tensor:
+    """The checked maps (B,h,w) of the teacher ``name``, detached; see :class:`ibsgl.guidance.registry.Teacher`.
 
     Raises:
-        ValueError: the teacher is unknown, or it lacks what it needs.
+        ValueError: they have another shape than the feature map, or a value that is negative or not finite.
     """
-    if teacher == NO_TEACHER:
-        return None
-    if teacher not in TEACHERS:
-        raise ValueError(f"guidance.teacher {teacher!r} is unknown; take one of {', '.join((*TEACHERS, NO_TEACHER))}")
-    if l_ib is None:
-        raise ValueError(f"guidance.teacher: {teacher} needs L^ib of the training pairs")
-    if len(l_ib) != len(pairs):
-        raise ValueError(f"there are {len(l_ib)} maps L^ib for {len(pairs)} training pairs; compute them again")
-    return TEACHERS[teacher](l_ib, pairs, seed, regions)
+    maps = teacher(features, targets, region, l_ib).detach()
+    expected = (len(features), *features.shape[2:])
+    if maps.shape != expected:
+        raise ValueError(f"guidance.teacher: {name} gives maps of the shape {tuple(maps.shape)}, not {expected}")
+    if not bool((maps.isfinite() & (maps >= 0)).all()):
+        raise ValueError(f"guidance.teacher: {name} gives a value that is negative or not finite")
+    return maps
 
 
 # An own image's map costs more than two maps of the own class, so that an exchange which removes the first is never worse.

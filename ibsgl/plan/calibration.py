@@ -15,7 +15,7 @@ from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings
 from ibsgl.networks import SplitNetwork, autocast, evaluating
-from ibsgl.plan.networks import UnitCosts, one_gradient, random_network, training_loss
+from ibsgl.plan.networks import MODES, UnitCosts, guidance_units, random_network, training_loss
 
 # Target seconds per timed pass; sets batch size and repeats.
 PASS_SECONDS = 0.3
@@ -86,10 +86,21 @@ def _unit_costs(
 
         return _seconds(step, device) / len(batch)
 
+    def train_whole(guidance: GuidanceSettings | None) -> float:
+        def step() -> None:
+            training_loss(network, images, classes, guidance, config.suppression).backward()
+
+        return _seconds(step, device) / len(images)
+
     stem_seconds, head_seconds = _seconds(train_stem, device) / len(images), train_head(None)
-    added = {
-        mode: max(0.0, train_head(guidance) - head_seconds) for mode, guidance in one_gradient(config.guidance).items()
-    }
+    added = {}
+    for kind, guidance in guidance_units(config).items():
+        if kind in MODES:
+            added[kind] = train_head(guidance) - head_seconds
+        else:
+            # These losses may run the stem again, or need gradients down to the image.
+            added[kind] = train_whole(guidance) - train_whole(None)
+    added = {kind: max(0.0, spent) for kind, spent in added.items()}
     return UnitCosts(full, mixed, stem_seconds + head_seconds, added)
 
 

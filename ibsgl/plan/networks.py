@@ -14,7 +14,9 @@ from torch.utils.module_tracker import ModuleTracker
 
 from ibsgl.attribution import Passes, StageChannels
 from ibsgl.config import Config
-from ibsgl.guidance import GuidanceSettings, training_losses
+from ibsgl.guidance import LOSSES, GuidanceSettings, training_losses
+from ibsgl.guidance.registry import NO_LOSS, PAPER
+from ibsgl.guidance.settings import PAPER_KEYS
 from ibsgl.networks import SplitNetwork, evaluating
 from ibsgl.suppression import SuppressionSettings
 
@@ -27,7 +29,7 @@ class UnitCosts:
         full: one pass of each kind in float32.
         mixed: one pass of each kind where :func:`ibsgl.networks.autocast` is on.
         training: one image's share of an unguided training step, forward and backward to the weights.
-        guidance: what one gradient of Eq. 10 adds to it, by ``guidance.mode``.
+        guidance: what guidance adds to it, by :func:`kind_of`: one gradient of Eq. 10, or another guidance loss.
     """
 
     full: Passes
@@ -39,7 +41,7 @@ class UnitCosts:
         """One image's share of a guided training step or, without ``guidance``, of an unguided one."""
         if guidance is None:
             return self.training
-        return self.training + inner_steps(guidance) * self.guidance[guidance.mode]
+        return self.training + inner_steps(guidance) * self.guidance[kind_of(guidance)]
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,14 @@ class NetworkFacts:
         return Work(passes, passes.weighted_by(self.flops.full), seconds)
 
     def training_work(self, examples: int, guidance: GuidanceSettings | None = None) -> Work:
-        """The work of training on ``examples`` images: guided (Algorithm 1) or, without ``guidance``, unguided."""
-        # An inner step is one pass of the head (for p, L^c and L^p), two gradients, and the gradient of those.
-        steps = 0 if guidance is None else inner_steps(guidance)
-        passes = Passes(stem=1, head=1 + steps, stem_backward=1, head_backward=1 + 3 * steps)
+        """The work of training on ``examples`` images: guided or, without ``guidance``, unguided."""
+        passes = Passes(stem=1, head=1, stem_backward=1, head_backward=1)
+        if guidance is not None and guidance.loss == PAPER:
+            # An inner step is one pass of the head (for p, L^c and L^p), two gradients, and the gradient of those.
+            steps = inner_steps(guidance)
+            passes += Passes(head=steps, head_backward=3 * steps)
+        elif guidance is not None:
+            passes += getattr(LOSSES.load(guidance.loss), "passes", Passes())
         seconds = None if self.seconds is None else examples * self.seconds.training_step(guidance)
         return Work(passes * examples, examples * self.flops.training_step(guidance), seconds)
 
@@ -103,14 +109,25 @@ class NetworkFacts:
 MODES = ("feature", "end_to_end")
 
 
-def one_gradient(guidance: GuidanceSettings) -> dict[str, GuidanceSettings]:
-    """By mode, ``guidance`` with a single gradient of Eq. 10. All gradients cost the same."""
-    return {mode: guidance.model_copy(update={"mode": mode, "steps": 1}) for mode in MODES}
+def kind_of(guidance: GuidanceSettings) -> str:
+    """Trainings with guidance of the same kind cost the same, apart from the inner steps: the mode, or another loss's name."""
+    return guidance.mode if guidance.loss == PAPER else guidance.loss
+
+
+def guidance_units(config: Config) -> dict[str, GuidanceSettings]:
+    """By kind, guidance with a single gradient of Eq. 10, which all cost the same, or with another loss of the config."""
+    # The teacher does not change the cost.
+    paper = GuidanceSettings.model_validate(
+        config.guidance.model_dump(include=set(PAPER_KEYS)) | {"steps": 1, "teacher": "uniform"}
+    )
+    units = {mode: paper.model_copy(update={"mode": mode}) for mode in MODES}
+    others = [config.guidance_of(variant) for variant in config.trained_variants]
+    return units | {guidance.loss: guidance for guidance in others if guidance.loss not in (PAPER, NO_LOSS)}
 
 
 def inner_steps(guidance: GuidanceSettings) -> int:
-    """How many gradients of Eq. 10 a training step takes."""
-    return guidance.steps if guidance.mode == "feature" else 1
+    """How many gradients of Eq. 10 a training step takes; 1 for another loss."""
+    return guidance.steps if kind_of(guidance) == "feature" else 1
 
 
 def training_loss(
@@ -120,15 +137,22 @@ def training_loss(
     guidance: GuidanceSettings | None,
     suppression: SuppressionSettings,
 ) -> torch.Tensor:
-    """The scalar loss that training minimises on the batch ``images`` (B,3,H,W), with made-up targets and L^ib.
+    """The scalar loss that training minimises on the batch ``images`` (B,3,H,W), with made-up targets, maps and boxes.
 
-    They do not change the cost: every image is of class 0, and L^ib is 1 everywhere.
+    They do not change the cost: every image is of class 0, the teacher's map is 1 everywhere, and the boxes are everywhere.
     """
     labels = images.new_zeros(len(images), classes)
     labels[:, 0] = 1
     target = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     losses = training_losses(
-        network, images, labels, target, lambda a: a.new_ones(len(a), *a.shape[2:]), guidance, suppression
+        network,
+        images,
+        labels,
+        target,
+        guidance.build_loss(suppression) if guidance is not None else None,
+        teach=lambda a: a.new_ones(len(a), *a.shape[2:]),
+        region=torch.ones_like(images[:, 0], dtype=torch.bool),
+        generators=[torch.Generator(images.device if images.device.type == "cuda" else "cpu") for _ in images],
     )
     return losses["loss"].mean()
 
@@ -181,13 +205,16 @@ def count_flops(network: SplitNetwork, image_size: int, config: Config) -> tuple
     with torch.enable_grad():
         training, *guided = (
             flops_of(partial(_train, network, images, classes, guidance, config.suppression))
-            for guidance in (None, *one_gradient(config.guidance).values())
+            for guidance in (None, *guidance_units(config).values())
         )
     network.zero_grad(set_to_none=True)
     passes = Passes(forward["stem"], forward["head"], backward["stem"], backward["head"])
     channels, height, width = outputs["stem"].shape[1:]
     return (channels, height, width), UnitCosts(
-        passes, passes, training, {mode: cost - training for mode, cost in zip(MODES, guided, strict=True)}
+        passes,
+        passes,
+        training,
+        {kind: cost - training for kind, cost in zip(guidance_units(config), guided, strict=True)},
     )
 
 

@@ -119,9 +119,9 @@ def _unit_costs(network: NetworkFacts) -> Iterator[tuple[str, float, float | Non
                     pass_seconds = getattr(getattr(seconds, precision), key) if seconds else None
                     yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
     yield "training step", flops.training, seconds.training if seconds else None
-    for mode, added in flops.guidance.items():
-        name = "inner step of guidance" if mode == "feature" else "guidance, end to end"
-        yield name, added, seconds.guidance[mode] if seconds else None
+    names = {"feature": "inner step of guidance", "end_to_end": "guidance, end to end"}
+    for kind, added in flops.guidance.items():
+        yield names.get(kind, f"guidance loss {kind}"), added, seconds.guidance[kind] if seconds else None
 
 
 def _work_columns(work: Work | None) -> list[str]:

@@ -12,6 +12,7 @@ from ibsgl.attribution import Cost, Passes
 from ibsgl.config import Config
 from ibsgl.data.sources import Split
 from ibsgl.errors import ConfigError
+from ibsgl.guidance.registry import NO_LOSS
 from ibsgl.plan.data import DataFacts
 from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work
@@ -122,9 +123,9 @@ def _training_steps(jobs: Jobs, config: Config, data: DataFacts, network: Networ
     predictions = _predicting(network, (training.epochs + 1) * held_out.images + 2 * test.images)
     for variant in config.trained_variants:
         guidance = config.guidance_of(variant)
-        guided = guidance.loss != "none"
+        guided = guidance.loss != NO_LOSS
         work = network.training_work(examples, guidance if guided else None) + predictions
-        if guided and guidance.bottleneck_network == "current":
+        if guidance.bottleneck_of == "current":
             on_head = Passes(head=bottleneck.head, head_backward=bottleneck.head_backward)
             work += network.work(on_head * examples)
         yield _step(f"{variant} training", jobs.count("guide", variant), examples, "pairs", network, work)

@@ -135,7 +135,7 @@ def comparison_table(
     multilabel: bool = False,
     average: Literal["pairs", "classes"] = "pairs",
 ) -> pd.DataFrame:
-    """Every variant's own values, and guided minus every other variant.
+    """Every variant's own values, guided minus every other variant, and every further variant minus the control.
 
     Args:
         measurements: of one network.
@@ -144,7 +144,8 @@ def comparison_table(
         average: how (image, class) pairs are averaged.
 
     Returns:
-        ``metric``, ``comparison`` (a variant, "guided - control", … and "boxes - uniform", the positive control), ``value``,
+        ``metric``, ``comparison`` (a variant, "guided - control", …, "<variant> - control", … and "boxes - uniform", the
+        positive control), ``value``,
         ``low``, ``high`` (95 %), ``unit`` (%, points, nats, fraction), ``replicates``, ``images``, and ``by_replicate``: every
         replicate's own value, joined by "; ".
     """
@@ -156,12 +157,10 @@ def comparison_table(
         for variant in present:
             found = estimate_value(measurements, quantities[variant], average)
             rows.append(_row(metric, variant, found, value_unit(metric)))
-        others = [
-            CONTROL,
-            PRETRAINED,
-            *(variant for variant in variants if variant not in (CONTROL, PRETRAINED, GUIDED)),
-        ]
-        for first, second in (*((GUIDED, other) for other in others), (BOXES, UNIFORM)):
+        further = [variant for variant in variants if variant not in (CONTROL, PRETRAINED, GUIDED)]
+        differences = [(GUIDED, other) for other in (CONTROL, PRETRAINED, *further)]
+        differences += [*((variant, CONTROL) for variant in further), (BOXES, UNIFORM)]
+        for first, second in differences:
             if first in present and second in present:
                 found = estimate_difference(measurements, quantities[first], quantities[second], average)
                 rows.append(_row(metric, f"{first} - {second}", found, difference_unit(metric)))

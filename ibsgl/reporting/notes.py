@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibsgl import attribution
+from ibsgl.guidance.registry import NO_LOSS, PAPER
 from ibsgl.metrics.faithfulness import AverageDrop
 from ibsgl.metrics.localization import Bbox, MIoU
 
@@ -64,3 +65,20 @@ def _rows(config: Config) -> list[str]:
             version = "".join(f" {number}" for number in attribution.library_versions(row.use).values())
             rows.append(f"{row.label} is {row.use}{version}" + (f" ({text})" if text else ""))
     return [f"Rows of the run's own: {'; '.join(rows)}."] if rows else []
+
+
+def variant_notes(config: Config, model: str) -> list[str]:
+    """What trains each variant of ``model``, one note each: teacher and loss, and whether it sees boxes."""
+    config = config.for_model(model)
+    notes = []
+    for variant in config.trained_variants:
+        guidance = config.guidance_of(variant)
+        what = "trained on without guidance"
+        if guidance.loss == PAPER:
+            what = f"the loss {PAPER} ({guidance.mode}), teacher {guidance.teacher}"
+        elif guidance.loss != NO_LOSS:
+            settings = ", ".join(f"{key} {value}" for key, value in guidance.settings.items())
+            what = f"the loss {guidance.loss}" + (f" ({settings})" if settings else "")
+            what += f", teacher {guidance.teacher}" if guidance.takes_a_map else ""
+        notes.append(f"Variant {variant}: {what}. Sees boxes: {'yes' if guidance.sees_boxes else 'no'}.")
+    return notes

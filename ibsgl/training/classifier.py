@@ -70,7 +70,7 @@ def train_classifier(
     network.to(device)
     labels = data.labels("train").to(device)
 
-    def losses(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(epoch: int, indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         with autocast(device):
             logits = network(images)
         return {"loss": classification_loss(logits.float(), labels[indices.to(device)], network.multilabel)}

@@ -64,7 +64,7 @@ def run_epochs(
     network: SplitNetwork,
     data: ImageDataset,
     ids: Sequence[str],
-    compute_losses: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
+    compute_losses: Callable[[int, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
     training: TrainingSettings,
     *,
     name: str,
@@ -82,8 +82,8 @@ def run_epochs(
         network: the network.
         data: at the network's input size.
         ids: the image id of every training example. An image with several classes may be in it several times.
-        compute_losses: (indices (B,) into ``ids``, images (B,3,H,W)) → losses (B,) of the examples by name. Training minimises
-            ``"loss"``. The others are only recorded.
+        compute_losses: (epoch from 1, indices (B,) into ``ids``, images (B,3,H,W)) → losses (B,) of the examples by name.
+            Training minimises ``"loss"``. The others are only recorded.
         training: optimiser and schedule.
         name: the training's name (``resnet classifier``), for the progress bar and for messages.
         stream: the seeds of the epochs are derived from ``seed`` and this name. Trainings with the same name have the same
@@ -123,7 +123,7 @@ def run_epochs(
             network.train(train_mode)
             batches = data.batches([ids[i] for i in order], training.batch_size)
             for indices, (_, images) in zip(order.split(training.batch_size), batches, strict=True):
-                losses = compute_losses(indices, images.to(device))
+                losses = compute_losses(epoch, indices, images.to(device))
                 loss = losses["loss"].mean()
                 if not loss.isfinite():
                     raise TrainingError(

@@ -1,4 +1,4 @@
-"""Guided training (Algorithm 1), and plain training: equally long, on the same examples, without guidance."""
+"""Guided training, and plain training: equally long, on the same examples, without guidance."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from ibsgl.bottleneck import Bottleneck, FeatureStatistics, bottleneck_saliency
 from ibsgl.guidance.losses import training_losses
+from ibsgl.guidance.registry import NO_LOSS, PAPER
 from ibsgl.guidance.settings import GuidanceSettings
-from ibsgl.guidance.teachers import teacher_maps
+from ibsgl.guidance.teachers import other_pairs, teacher_map
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
 from ibsgl.suppression import SuppressionSettings
@@ -49,10 +50,11 @@ def train_guided(
     checkpoint: Path,
     digest: str,
 ) -> list[dict[str, float]]:
-    """Train ``network`` further: with Algorithm 1, or plainly (the control) if the guidance's loss is ``none``.
+    """Train ``network`` further: guided, or plainly (the control) if the guidance's loss is ``none``.
 
     All these trainings have the same (image, class) pairs in the same order. Batch norm's statistics are fixed, and there is no
-    dropout. Only the added term of the loss differs. A training that collapses goes on to its end, with a warning.
+    dropout. Only the added term of the loss differs. Boxes are those of the training pairs. A training that collapses goes on
+    to its end, with a warning.
 
     Args:
         network: the pretrained variant. It is trained in place.
@@ -60,9 +62,9 @@ def train_guided(
         training: optimiser and schedule.
         guidance: the settings of guidance. ``None`` or the loss ``none``: plain training, which uses none of the arguments
             from ``suppression`` to ``statistics``.
-        suppression: the settings of suppression.
-        l_ib: (N,h,w) bottleneck maps of the train split's pairs, in the order of the index. The teacher ``none`` does not need
-            them, nor does ``guidance.bottleneck_network: current``, which needs ``bottleneck`` and ``statistics``.
+        suppression: the settings of suppression, for the loss ``localization``.
+        l_ib: (N,h,w) nats, the bottleneck's maps of the train split's pairs, in the order of the index. They are needed if
+            ``guidance.bottleneck_of`` is ``pretrained``; with ``current``, ``bottleneck`` and ``statistics`` are.
         bottleneck: the bottleneck of ``current``.
         statistics: the feature statistics of ``current``.
         name: see :func:`ibsgl.training.epochs.run_epochs`.
@@ -80,7 +82,7 @@ def train_guided(
     """
     check_labels(data, network.multilabel)
     network.to(device)
-    if guidance is not None and guidance.loss == "none":
+    if guidance is not None and guidance.loss == NO_LOSS:
         guidance = None
     pairs = data.pairs("train")
     image_ids = list(pairs["image_id"])
@@ -88,10 +90,17 @@ def train_guided(
     labels = data.labels("train")[[row_by_id[image_id] for image_id in image_ids]].to(device)
     targets = torch.tensor(pairs["target"].to_numpy(), device=device)
     statistics = statistics.to(device) if statistics is not None else None
-    current = guidance is not None and guidance.bottleneck_network == "current"
+    loss = guidance.build_loss(suppression) if guidance is not None else None
+    teacher = guidance.build_teacher() if guidance is not None else None
+    requires = guidance.requires if guidance is not None else frozenset()
+    current = guidance is not None and guidance.bottleneck_of == "current"
     maps = None
-    if guidance is not None and not current:
-        maps = teacher_maps(guidance.teacher, l_ib, pairs, seed=seed, regions=data.regions)
+    if guidance is not None and guidance.bottleneck_of == "pretrained":
+        if l_ib is None:
+            raise ValueError(f"guidance.teacher: {guidance.teacher} needs L^ib of the training pairs")
+        if len(l_ib) != len(pairs):
+            raise ValueError(f"there are {len(l_ib)} maps L^ib for {len(pairs)} training pairs; compute them again")
+        maps = l_ib[other_pairs(pairs, seed)] if "shuffled" in requires else l_ib
 
     def current_maps(indices: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if bottleneck is None or statistics is None:
@@ -100,7 +109,7 @@ def train_guided(
         generators = [generator(root, "bottleneck", image_ids[i], device=device) for i in indices]
         return bottleneck_saliency(
             network.head,
-            features.detach(),
+            features,
             target,
             statistics,
             generator=generators,
@@ -108,16 +117,28 @@ def train_guided(
             **bottleneck.model_dump(),
         )
 
-    def losses(indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(epoch: int, indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = indices.to(device)
         target = targets[rows]
+        generators, region = None, None
+        if "region" in requires:
+            region = data.regions(pairs.iloc[indices.tolist()]).to(device)
+        if "generators" in requires:
+            names = (("guidance", "draws", epoch, image_ids[i], int(pairs["target"][i])) for i in indices.tolist())
+            generators = [generator(seed, *name, device=device) for name in names]
 
-        def taught(features: torch.Tensor) -> torch.Tensor | None:
-            if current:
-                return current_maps(indices, features, target)
-            return None if maps is None else maps[indices].to(device)
+        def teach(features: torch.Tensor) -> torch.Tensor | None:
+            if guidance is None or teacher is None:
+                return None
+            own = current_maps(indices, features, target) if current else None
+            own = maps[indices].to(device) if maps is not None else own
+            # The loss may see boxes where the teacher does not.
+            boxes = region if "region" in teacher.requires else None
+            return teacher_map(guidance.teacher, teacher, features, target, boxes, own)
 
-        return training_losses(network, images, labels[rows], target, taught, guidance, suppression)
+        return training_losses(
+            network, images, labels[rows], target, loss, teach=teach, region=region, generators=generators
+        )
 
     key, before = held_out_score(network, data, training.batch_size, device)
 
@@ -143,7 +164,9 @@ def train_guided(
     if collapsed(history):
         kind, remedy = "without", "guidance.training.lr"
         if guidance is not None:
-            kind, remedy = "with", "guidance.step_size, guidance.mu or guidance.training.lr"
+            kind, remedy = "with", "the weight of the guidance loss or guidance.training.lr"
+            if guidance.loss == PAPER:
+                remedy = "guidance.step_size, guidance.mu or guidance.training.lr"
         warnings.warn(
             f"{name}: the training {kind} guidance has lost {history[-1]['held_out_lost']:.3f} of the held-out {key}, "
             f"which was {before:.3f}; lower {remedy}",

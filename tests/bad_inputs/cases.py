@@ -204,14 +204,45 @@ CONFIGS = [
         ({"replicates": 0}, "replicates: Input should be greater than or equal to 1 (it is 0)"),
         (
             {"variants__sham": {"teecher": "uniform"}},
-            "variants.sham.teecher: a variant may change teacher, loss, mode of",
+            "variants.sham.teecher: a variant may change teacher, teacher_settings, loss, settings, mode of",
         ),
-        ({"variants__sham": {"mu": 1}}, "variants.sham.mu: a variant may change teacher, loss, mode of guidance only"),
+        ({"variants__sham": {"mu": 1}}, "variants.sham.mu: a variant may change teacher, "),
         ({"variants__sham": {"training": {"lr": 1}}}, "variants.sham.training: a variant may change"),
-        ({"variants__sham": {"teacher": "me"}}, "variants.sham.teacher: Input should be 'bottleneck', 'shuffled', "),
+        (
+            {"variants__sham": {"teacher": "me"}},
+            "variants.sham.teacher: there is no such teacher; take one of bottleneck, ",
+        ),
         (
             {"variants__sham": {"loss": "all"}},
-            "variants.sham.loss: Input should be 'localization' or 'none' (it is 'all')",
+            "variants.sham.loss: there is no such guidance loss; take one of energy, localization, ",
+        ),
+        (
+            {"variants__sham": {"loss": "energy", "settings": {"weight": -1}}},
+            "variants.sham.settings.weight: Input should be greater than or equal to 0 (it is -1",
+        ),
+        (
+            {"variants__sham": {"loss": "energy", "settings": {"wieght": 1}}},
+            "variants.sham.settings: loss 'energy' has no setting 'wieght'; its settings: weight",
+        ),
+        (
+            {"variants__sham": {"settings": {"weight": 1}}},
+            "variants.sham.settings: the loss localization has none; those of localization are keys of guidance itself",
+        ),
+        (
+            {"variants__sham": {"loss": "energy", "teacher": "boxes"}},
+            "variants.sham.teacher: the loss energy takes no teacher's map; remove it",
+        ),
+        (
+            {"variants__sham": {"loss": "rrr", "mode": "feature"}},
+            "variants.sham.mode: the loss rrr has no mode; remove it",
+        ),
+        (
+            {"variants__sham": {"teacher": "boxes", "teacher_settings": {"size": 1}}},
+            "variants.sham.teacher_settings: teacher 'boxes' has no setting 'size'; its settings: none",
+        ),
+        (
+            {"variants__sham": {"loss": "saliency_guided", "settings": {"k": 1.5}}},
+            "variants.sham.settings.k: Input should be less than or equal to 1 (it is 1.5)",
         ),
         ({"variants__sham": None}, "variants.sham: Input should be a valid dictionary (it is None)"),
         ({"variants__pretrained": {}}, "variants.pretrained: this variant has no guidance"),

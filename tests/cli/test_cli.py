@@ -311,7 +311,7 @@ def test_torchrays_networks_need_vocs_classes(script, tmp_path, voc):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance": {"teacher": "foo"}}, "guidance.teacher: Input should be "),
+        ({"guidance": {"teacher": "foo"}}, "guidance.teacher: there is no such teacher; take one of "),
         ({"guidance": {}}, "suppression: this training needs this key"),
         ({"suppression": {}}, "suppression: this training has no such key"),
         (

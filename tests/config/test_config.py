@@ -15,7 +15,7 @@ TORCHRAY = {"arch": "resnet50", "source": "torchray", "weights": str(SHAPES)}
 
 
 # The file that each overlay belongs on top of.
-BASES = {"study": "shapes", "sensitivity": "shapes", "torchray": "voc2007"}
+BASES = {"study": "shapes", "sensitivity": "shapes", "losses": "shapes", "torchray": "voc2007"}
 
 
 def test_the_default_config_is_valid():

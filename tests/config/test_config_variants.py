@@ -4,6 +4,8 @@ import pytest
 from shapes_config import values
 
 from ibsgl import config
+from ibsgl.config.steps import step_of
+from ibsgl.source_code import imported_modules
 
 HEAVY = ["extremal_perturbation", "rise", "score_cam", "integrated_gradients", "sise"]
 LIGHT = ["gradcam", "gradcam_pp", "fullgrad"]
@@ -81,3 +83,52 @@ def test_false_removes_a_network_of_an_earlier_file():
 def test_guidance_of_an_unknown_variant_is_an_error():
     with pytest.raises(config.ConfigError, match="there is no variant 'tuned'; take control, guided"):
         config.parse(values()).guidance_of("tuned")
+
+
+LOSSES = {
+    "energy": {"loss": "energy", "settings": {"weight": 2}},
+    "rrr": {"loss": "rrr"},
+    "ismail": {"loss": "saliency_guided", "settings": {"k": 0.3}},
+}
+
+
+def test_a_variant_may_have_another_loss():
+    loaded = config.parse(values(variants=LOSSES, guidance__bottleneck_network="current"))
+    found = {name: loaded.guidance_of(name) for name in (*LOSSES, "guided")}
+    assert [found[name].sees_boxes for name in LOSSES] == [True, True, False]
+    # None of them takes a teacher's map, so none needs L^ib.
+    assert {found[name].teacher for name in LOSSES} == {"none"}
+    assert [guidance.bottleneck_of for guidance in found.values()] == [None, None, None, "current"]
+    assert found["energy"].build_loss(None).weight == 2
+    assert found["ismail"].build_loss(None).k == 0.3
+    assert loaded.guidance_of("control").build_loss(None) is None
+
+
+def test_the_settings_of_a_loss_are_its_own():
+    loaded = config.parse(
+        values(
+            guidance__loss="saliency_guided",
+            guidance__settings={"k": 0.3, "weight": 2},
+            variants={"a": {"settings": {"weight": 3}}, "b": {"loss": "energy"}, "c": {"loss": "localization"}},
+        )
+    )
+    assert loaded.guidance_of("guided").settings == {"k": 0.3, "weight": 2}
+    assert loaded.guidance_of("a").settings == {"k": 0.3, "weight": 3}
+    assert loaded.guidance_of("b").settings == loaded.guidance_of("c").settings == {}
+    assert loaded.guidance_of("control").settings == {}
+    assert loaded.guidance_of("c").teacher == "bottleneck"
+
+
+def test_a_training_depends_on_the_settings_and_the_code_of_its_own_loss():
+    def step(variant, **changes):
+        return step_of(
+            config.parse(values(variants=LOSSES, **changes)), "guide", model="vgg", replicate=0, variant=variant
+        )
+
+    for name in LOSSES:
+        assert step(name) == step(name, guidance__mu=7, suppression__beta=0.5) != step("guided")
+        assert type(step(name)).parse(step(name).to_json()) == step(name)
+    modules = {name: imported_modules(*step(name).modules()).keys() for name in (*LOSSES, "guided", "control")}
+    for name, module in (("energy", "energy"), ("ismail", "saliency_guided"), ("guided", "paper")):
+        assert [variant for variant, found in modules.items() if f"ibsgl.guidance.{module}" in found] == [name]
+    assert [variant for variant, found in modules.items() if "ibsgl.guidance.algorithm" in found] == ["guided"]

@@ -1,8 +1,7 @@
-"""The maps that guidance teaches: hand cases, and properties of the exchange of maps between images."""
+"""The maps that guidance teaches: hand cases, plug-ins, and properties of the exchange of maps between images."""
 
 from collections import Counter
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ibsgl.guidance import GuidanceSettings
-from ibsgl.guidance.teachers import TEACHERS, other_pairs, teacher_maps
+from ibsgl.guidance import TEACHERS, GuidanceSettings
+from ibsgl.guidance.teachers import other_pairs, teacher_map
 
 
 def table(targets, images=None):
@@ -84,20 +83,19 @@ def test_few_images(targets, images, expected):
 @pytest.mark.parametrize("targets", [[0], [0, 1]])
 def test_a_single_image_has_no_other(targets):
     with pytest.raises(ValueError, match=r"guidance\.teacher: shuffled needs .* at least two training images"):
-        teacher_maps("shuffled", maps(len(targets)), table(targets, [0] * len(targets)), seed=0)
+        other_pairs(table(targets, [0] * len(targets)), 0)
 
 
-def test_shuffled_takes_whole_maps():
-    pairs, l_ib = table([0, 1, 2, 0, 1, 2]), maps(6)
-    assert torch.equal(teacher_maps("shuffled", l_ib, pairs, seed=3), l_ib[other_pairs(pairs, 3)])
+def taught(name, features, region=None, l_ib=None):
+    return TEACHERS.get(name)(features, torch.zeros(len(features), dtype=torch.int64), region, l_ib)
 
 
-def test_bottleneck_uniform_and_none():
-    pairs, l_ib = table([0, 1, 1]), maps(3, 3, 4)
-    assert teacher_maps("bottleneck", l_ib, pairs, seed=0) is l_ib
-    assert torch.equal(teacher_maps("uniform", l_ib, pairs, seed=0), torch.ones(3, 3, 4))
-    assert teacher_maps("none", l_ib, pairs, seed=0) is None
-    assert teacher_maps("none", None, pairs, seed=0) is None
+def test_bottleneck_shuffled_and_uniform():
+    features, l_ib = torch.rand(3, 5, 3, 4), maps(3, 3, 4)
+    # Whose L^ib a teacher gets is what it requires.
+    for name in ("bottleneck", "shuffled"):
+        assert taught(name, features, l_ib=l_ib) is l_ib
+    assert torch.equal(taught("uniform", features), torch.ones(3, 3, 4))
 
 
 def test_boxes_by_hand():
@@ -105,37 +103,33 @@ def test_boxes_by_hand():
     region = torch.zeros(1, 4, 8, dtype=torch.bool)
     region[:, :2, :3] = True
     expected = torch.tensor([[[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
-    assert torch.equal(teacher_maps("boxes", maps(1, 2, 4), table([0]), seed=0, regions=lambda rows: region), expected)
+    assert torch.equal(taught("boxes", torch.rand(1, 7, 2, 4), region=region), expected)
 
 
-def test_boxes_are_read_in_parts_and_in_order():
-    number, read = 150, []
-
-    def regions(rows):
-        read.append(len(rows))
-        return torch.from_numpy(rows["target"].to_numpy() > 0)[:, None, None].expand(-1, 8, 8)
-
-    targets = (np.arange(number) % 3 == 1).astype(int).tolist()
-    taught = teacher_maps("boxes", maps(number), table(targets), seed=0, regions=regions)
-    assert torch.equal(taught, torch.tensor(targets).float()[:, None, None].expand(-1, 2, 2))
-    assert max(read) < number
-
-
-def test_what_a_teacher_lacks_is_named():
-    pairs = table([0, 1])
-    with pytest.raises(ValueError, match="boxes needs the regions"):
-        teacher_maps("boxes", maps(2), pairs, seed=0)
-    with pytest.raises(ValueError, match="uniform needs L"):
-        teacher_maps("uniform", None, pairs, seed=0)
-    with pytest.raises(ValueError, match=r"3 maps L\^ib for 2 training pairs"):
-        teacher_maps("bottleneck", maps(3), pairs, seed=0)
-    with pytest.raises(ValueError, match=r"guidance\.teacher 'mine' is unknown; take one of bottleneck, .*none"):
-        teacher_maps("mine", maps(2), pairs, seed=0)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (torch.ones(2, 3, 3), r"guidance\.teacher: mine gives maps of the shape \(2, 3, 3\), not \(2, 2, 4\)"),
+        (-torch.ones(2, 2, 4), r"guidance\.teacher: mine gives a value that is negative or not finite"),
+        (torch.full((2, 2, 4), torch.nan), r"guidance\.teacher: mine gives a value that is negative or not finite"),
+    ],
+)
+def test_a_teachers_maps_are_checked(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        teacher_map("mine", lambda *_: given, torch.rand(2, 5, 2, 4), torch.zeros(2, dtype=torch.int64), None, None)
 
 
-@pytest.mark.parametrize("teacher", [*TEACHERS, "none"])
+def test_what_the_teachers_see():
+    requires = {name: TEACHERS.load(name).requires for name in TEACHERS.names()}
+    assert requires == {"bottleneck": {"l_ib"}, "shuffled": {"shuffled"}, "uniform": set(), "boxes": {"region"}}
+
+
+@pytest.mark.parametrize("teacher", ["bottleneck", "shuffled", "uniform", "boxes", "none"])
 def test_the_settings_have_every_teacher(teacher):
-    assert GuidanceSettings(teacher=teacher).teacher == teacher
+    guidance = GuidanceSettings(teacher=teacher)
+    assert guidance.sees_boxes == (teacher == "boxes")
+    assert guidance.bottleneck_of == ("pretrained" if teacher in ("bottleneck", "shuffled") else None)
+    assert (guidance.build_teacher() is None) == (teacher == "none")
     if teacher != "bottleneck":
         with pytest.raises(ValidationError, match=f"bottleneck_network: .*{teacher}"):
             GuidanceSettings(teacher=teacher, bottleneck_network="current")

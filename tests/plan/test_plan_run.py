@@ -128,13 +128,14 @@ def test_an_alternative_costs_the_jobs_that_differ(elsewhere):
         "classes": 0,
         "value": flops(*evaluation),
         "never": flops(*guided, *evaluation) + base["RISE"] / 2,
-        "alpha": flops(*bottleneck, *guided, *evaluation) + base["RISE"] / 2,
+        # The teacher boxes needs no L^ib.
+        "alpha": flops(*bottleneck, "guided training", "direct training", *evaluation) + base["RISE"] / 2,
         "masks": pytest.approx(flops(*evaluation) + 2 * base["RISE"], rel=0.05),
         "epochs": planned(**everywhere, **{"classifier": {"epochs": 2}}).total().flops,
     }
     assert plan.total().flops == plan.total("net").flops + sum(work.flops for work in plan.alternatives.values())
-    # 18 networks. Three variants of three replicates are trained again in two alternatives, and all in the last one.
-    assert plan.disk_bytes["weights"] == (18 + 9 + 9 + 18) * plan.networks[0].bytes
+    # 18 networks. Of three replicates, three variants are trained again in one alternative, two in another, all in the last.
+    assert plan.disk_bytes["weights"] == (18 + 9 + 6 + 18) * plan.networks[0].bytes
 
 
 def test_where_a_method_is_not_run_its_alternative_measures_nothing_again(elsewhere):
@@ -157,3 +158,17 @@ def test_an_alternative_of_the_data_has_its_own_numbers(elsewhere):
     plan = make_plan(settings, {"trainval": 5011, "test": 4952}, calibration=False)
     assert plan.alternatives["keep"].flops == 0
     assert 0.8 * plan.total("net").flops < plan.alternatives["drop"].flops < plan.total("net").flops
+
+
+def test_other_guidance_losses_are_in_the_plan(elsewhere):
+    variants = {name: {"loss": name} for name in ("energy", "rrr", "saliency_guided")}
+    settings = small("resnet_small", size=32, variants=variants)
+    plan = make_plan(settings, calibration=False)
+    work = {step.name: step.work for step in plan.steps}
+    plain = work["control training"]
+    for name in variants:
+        assert work[f"{name} training"].flops > plain.flops
+    # The masked images go through the network a second time, and both losses take gradients down to the image.
+    assert work["saliency_guided training"].passes.stem > plain.passes.stem
+    assert work["rrr training"].passes.stem == plain.passes.stem
+    assert work["rrr training"].flops > work["energy training"].flops

@@ -261,15 +261,15 @@ def doubling(first):
 
 
 def guidance_inputs(wildcards):
-    """L^ib of the pairs, or the statistics to compute it during training. Training without guidance needs neither."""
+    """L^ib of the pairs, or the statistics to compute it during training. Many trainings need neither."""
     guidance = (
         CONFIGS[wildcards.run].for_model(wildcards.model).guidance_of(wildcards.variant)
     )
-    if guidance.loss == "none":
-        return {}
-    if guidance.bottleneck_network == "current":
-        return {"statistics": statistics_of(wildcards)}
-    return {"bottleneck": bottleneck_of(wildcards)}
+    return {
+        None: {},
+        "current": {"statistics": statistics_of(wildcards)},
+        "pretrained": {"bottleneck": bottleneck_of(wildcards)},
+    }[guidance.bottleneck_of]
 
 
 def guidance_options(wildcards, input):
