@@ -48,3 +48,16 @@ class Cost:
     batch: Passes = Passes()
     mixed: bool = False
     at_most: bool = False
+
+
+def passes_per_map(method: object, channels: int) -> float | None:
+    """The most passes that one map makes through a part of the network in one direction. ``None``: the method has no cost.
+
+    Args:
+        method: a saliency method with its settings.
+        channels: of the network's feature map.
+    """
+    if not hasattr(method, "cost"):
+        return None
+    cost: Cost = method.cost(channels)
+    return max(astuple(cost.pair + cost.image + cost.batch))

@@ -6,12 +6,12 @@ so another package can add a method without a change in this repository.
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ibsgl.attribution.cost import passes_per_map
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import Generators
 from ibsgl.registry import Registry
@@ -78,10 +78,8 @@ def is_single_pass(name: str) -> bool:
     except (ValueError, TypeError):
         # One of its settings has no default.
         return False
-    if not hasattr(method, "cost"):
-        return False
-    cost = method.cost(CHANNELS)
-    return max(astuple(cost.pair + cost.image + cost.batch)) <= 1
+    passes = passes_per_map(method, CHANNELS)
+    return passes is not None and passes <= 1
 
 
 def get(name: str, **params: object) -> Attribution:
