@@ -44,7 +44,14 @@ def metrics_in(config: Config) -> list[_Metric]:
         use, settings, label = config.further_metric(row)
         metric = further.get(use, **settings)
         found.append(_Metric(row, use, label or metric.label, metric))
-    return found
+    labels = [metric.label for metric in found] + [_label(key) for key in METRICS]
+    # Two rows may be one metric with different settings.
+    return [one._replace(label=f"{one.label}, {one.row}") if labels.count(one.label) > 1 else one for one in found]
+
+
+def _label(key: str) -> str:
+    """The label of a metric of Tables 1–4."""
+    return METRICS[key].label.removesuffix("(%)")
 
 
 def metric_table(
@@ -78,7 +85,7 @@ def metric_table(
                         f"{model}: there are no values of {row} for {method} on {variant}; measure them again"
                     )
                 facts = {"variant": variant, "method": method, "label": files.labels[method], "metric": row}
-                found = _estimate(groups[variant, method, row], getattr(metric, "average", "pairs"))
+                found = _estimate(groups[variant, method, row], metric)
                 value, source = printed(metric, use, variant, method)
                 known = found["pairs"] > 0 and hasattr(metric, "mark")
                 rows.append(
@@ -97,7 +104,12 @@ def metric_table(
     return table
 
 
-def _estimate(rows: pd.DataFrame, average: Literal["pairs", "classes"]) -> dict[str, Any]:
+def _average(metric: FurtherMetric) -> Literal["pairs", "classes"]:
+    """What the metric's value is the mean over."""
+    return getattr(metric, "average", "pairs")
+
+
+def _estimate(rows: pd.DataFrame, metric: FurtherMetric) -> dict[str, Any]:
     """Value, interval and numbers of one cell, from one row per (replicate, pair)."""
     wide = rows.pivot(index=PAIR, columns="replicate", values="value")
     known = wide.dropna()
@@ -106,9 +118,9 @@ def _estimate(rows: pd.DataFrame, average: Literal["pairs", "classes"]) -> dict[
     if not images:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "images": 0, **numbers}
     kept = known.stack().rename("value").reset_index()
-    estimate = crossed_estimate(image_values(kept, "value", average).to_numpy().T)
+    estimate = crossed_estimate(image_values(kept, "value", _average(metric)).to_numpy().T)
     low, high = estimate.low, estimate.high
-    if low == high and set(np.unique(known)) <= {0.0, 1.0}:
+    if low == high and getattr(metric, "binary", False):
         # All images are equal. The variance is zero, but the uncertainty is not.
         low, high = proportion_interval(estimate.mean * images, images)
     return {"value": estimate.mean, "low": low, "high": high, "images": images, **numbers}
@@ -176,7 +188,7 @@ def _scores(
     for key, paper in METRICS.items():
         sign = 1 if paper.higher_is_better else -1
         yield (
-            paper.label.removesuffix("(%)"),
+            _label(key),
             {
                 method: sign
                 * measurements.values(Quantity(key, variant, method), config.tables.average)[list(replicates)].mean(
@@ -199,7 +211,7 @@ def metric_notes(table: pd.DataFrame, config: Config) -> list[str]:
         own = config.further_metric(row).settings
         settings = "; ".join(f"{key} {value}" for key, value in own.items())
         direction = {True: "higher is better", False: "lower is better", None: "no value is better than another"}
-        mean = "classes' means" if getattr(metric, "average", "pairs") == "classes" else "pairs"
+        mean = "classes' means" if _average(metric) == "classes" else "pairs"
         of = {
             "maps": "the stored maps",
             "network": "the stored maps and the network",

@@ -92,7 +92,8 @@ def test_the_size_of_the_batches_does_not_show():
     network = SplitNetwork(nn.Conv2d(3, 5, 3), Pooled()).eval()
     images, saliency = torch.rand(2, 3, 10, 10), torch.rand(2, 10, 10)
     values = [
-        get("deletion", steps=7)(evidence(saliency, images=images, network=network, batch_size=size)) for size in (1, 3, 64)
+        get("deletion", steps=7)(evidence(saliency, images=images, network=network, batch_size=size))
+        for size in (1, 3, 64)
     ]
     assert torch.allclose(values[0], values[1], atol=1e-6)
     assert torch.allclose(values[0], values[2], atol=1e-6)

@@ -56,7 +56,9 @@ def test_layers_become_random_from_the_head_down_and_stay_so(network):
     changed = []
     for stage in cascade(network, 1000, seed=1):
         state = stage.state_dict()
-        changed.append({n for n, _ in layers_of(network) if not torch.equal(state[f"{n}.weight"], before[f"{n}.weight"])})
+        changed.append(
+            {n for n, _ in layers_of(network) if not torch.equal(state[f"{n}.weight"], before[f"{n}.weight"])}
+        )
     # Batch normalisation begins with ones and zeros, which an untrained network still has.
     assert len(changed) == len(names)
     for number, now in enumerate(changed):

@@ -88,7 +88,8 @@ def test_it_agrees_with_a_mask_and_a_disc_of_whole_images():
     draw = torch.Generator().manual_seed(0)
     found = set()
     for _ in range(300):
-        width, height, tolerance = (int(torch.randint(low, high, (), generator=draw)) for low, high in ((20, 60), (20, 60), (0, 20)))
+        width, height = torch.randint(20, 60, (2,), generator=draw).tolist()
+        tolerance = int(torch.randint(0, 20, (), generator=draw))
         boxes, mask = [], torch.zeros(height, width, dtype=torch.bool)
         for _ in range(2):
             x = torch.randint(0, width, (2,), generator=draw).sort().values.tolist()

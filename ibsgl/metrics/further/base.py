@@ -98,6 +98,7 @@ class FurtherMetric(Protocol):
     It may also have:
 
     - ``average``: ``"classes"`` if its value is the mean over the classes' means. Otherwise it is the mean over pairs.
+    - ``binary``: whether each value is 0 or 1. If all pairs have the same, the interval is that of a proportion.
     - ``forward_passes()``: passes of an image per map, beside those of ``further_maps()``: the maps that it makes for each
       map. With them ``ibsgl plan`` includes the metric.
     - ``unsuited(passes)``: why a method with so many passes per map (``None``: unknown) gets no values; empty if it gets them.

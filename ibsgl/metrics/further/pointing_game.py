@@ -70,6 +70,7 @@ class PointingGame:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     requires: ClassVar[Requires] = "maps"
     average: ClassVar[Literal["pairs", "classes"]] = "classes"
+    binary: ClassVar[bool] = True
     tolerance: Annotated[float, Field(ge=0, le=10_000)] = 15
     subset: Literal["all", "difficult"] = "all"
 

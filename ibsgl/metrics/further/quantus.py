@@ -29,10 +29,53 @@ class _Facts(NamedTuple):
     requires: Literal["network", "method"] = "network"
 
 
+_METHOD: Literal["method"] = "method"
 # Those that give one value per map. All get the network and the image, because Quantus wants them of every metric.
-WORKING: Mapping[str, _Facts] = {}
+WORKING: Mapping[str, _Facts] = {
+    "FaithfulnessCorrelation": _Facts(True),
+    "FaithfulnessEstimate": _Facts(True),
+    "Monotonicity": _Facts(True),
+    "MonotonicityCorrelation": _Facts(True),
+    "Infidelity": _Facts(False),
+    "Sufficiency": _Facts(True),
+    "Continuity": _Facts(False, _METHOD),
+    "LocalLipschitzEstimate": _Facts(False, _METHOD),
+    "MaxSensitivity": _Facts(False, _METHOD),
+    "AvgSensitivity": _Facts(False, _METHOD),
+    "RelativeInputStability": _Facts(False, _METHOD),
+    "RelativeOutputStability": _Facts(False, _METHOD),
+    "RelativeRepresentationStability": _Facts(False, _METHOD),
+    "PointingGame": _Facts(True),
+    "TopKIntersection": _Facts(True),
+    "RelevanceMassAccuracy": _Facts(True),
+    "RelevanceRankAccuracy": _Facts(True),
+    "AttributionLocalisation": _Facts(True),
+    "AUC": _Facts(True),
+    "Sparseness": _Facts(True),
+    "Complexity": _Facts(False),
+    "EffectiveComplexity": _Facts(False),
+    "MPRT": _Facts(False, _METHOD),
+    "EfficientMPRT": _Facts(True, _METHOD),
+    "RandomLogit": _Facts(False, _METHOD),
+    "Completeness": _Facts(True),
+}
+_CURVE = "it gives a curve per map, and no single value"
 # The others, with the reason.
-REFUSED: Mapping[str, str] = {}
+REFUSED: Mapping[str, str] = {
+    "PixelFlipping": "it gives a curve per map, and for the area it calls np.trapz, which NumPy 2.4 no longer has",
+    "RegionPerturbation": _CURVE,
+    "Selectivity": _CURVE,
+    "SensitivityN": "it gives one value for all maps together",
+    "IROF": "it cannot replace segments of images with three colours",
+    "ROAD": "it numbers the pixels of three colours, and fills in those of one",
+    "Consistency": "it compares the maps of a batch with one another, so a map has no value of its own",
+    "Focus": "it needs mosaics of several images",
+    "SmoothMPRT": "it makes maps with a method of its own instead of the given one",
+    "NonSensitivity": "it needs one value for each colour of a pixel",
+    "InputInvariance": "it needs a network whose first module is a convolution",
+}
+# Without these a metric would give one value per layer.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"MPRT": {"return_average_correlation": True}}
 # Arguments that the adapter sets.
 _SET = {"return_aggregate", "aggregate_func", "default_plot_func", "disable_warnings", "display_progressbar", "kwargs"}
 
@@ -117,37 +160,55 @@ class Quantus:
         import quantus
 
         quiet = {"return_aggregate": False, "disable_warnings": True, "display_progressbar": False}
-        return getattr(quantus, self.metric)(**self.arguments, **quiet)
+        arguments = {**_DEFAULTS.get(self.metric, {}), **self.arguments, **quiet}
+        return getattr(quantus, self.metric)(**arguments)
 
     def __call__(self, evidence: PairEvidence) -> torch.Tensor:
-        """(B,) as Quantus gives them. NaN where Quantus gives NaN."""
+        """(B,) as Quantus gives them. NaN where Quantus gives NaN or infinity, and for a map that is zero everywhere."""
         network, images = evidence.with_network()
         values = []
         for place, own in enumerate(evidence.generators):
             pair = slice(place, place + 1)
+            if not evidence.saliency[place].any():
+                # Quantus refuses such a map.
+                values.append(math.nan)
+                continue
 
-            def explain(model: SplitNetwork, inputs: Any, targets: Any, place: int = place, **_: Any) -> np.ndarray:
+            empty: list[bool] = []
+
+            def explain(
+                model: SplitNetwork, inputs: Any, targets: Any, place: int = place, empty: list[bool] = empty, **_: Any
+            ) -> np.ndarray:
                 if evidence.explain is None:
                     raise ValueError(f"quantus: {self.metric} makes maps anew, but was not expected to")
                 some = torch.as_tensor(inputs, dtype=images.dtype, device=images.device)
                 classes = torch.as_tensor(targets, dtype=torch.int64, device=images.device).flatten()
                 where = torch.full((len(some),), place)
-                return evidence.explain(model, some, classes, where)[:, None].detach().cpu().numpy()
+                made = evidence.explain(model, some, classes, where)
+                empty.append(not made.flatten(1).any(1).all())
+                return made[:, None].detach().cpu().numpy()
 
-            with _seeded(own.initial_seed()):
-                found = self._computed(
-                    model=network,
-                    x_batch=images[pair].detach().cpu().numpy(),
-                    y_batch=evidence.targets[pair].cpu().numpy(),
-                    a_batch=evidence.saliency[pair, None].cpu().numpy(),
-                    s_batch=evidence.region[pair, None].cpu().numpy(),
-                    explain_func=explain,
-                    channel_first=True,
-                    device=str(images.device),
-                    batch_size=1,
-                )
-            values.append(self._single(found))
-        return torch.tensor(values, dtype=torch.float64)
+            try:
+                with _seeded(own.initial_seed()):
+                    result = self._computed(
+                        model=network,
+                        x_batch=images[pair].detach().cpu().numpy(),
+                        y_batch=evidence.targets[pair].cpu().numpy(),
+                        a_batch=evidence.saliency[pair, None].cpu().numpy(),
+                        s_batch=evidence.region[pair, None].cpu().numpy(),
+                        explain_func=explain,
+                        channel_first=True,
+                        device=str(images.device),
+                        batch_size=1,
+                    )
+                values.append(self._single(result))
+            except AssertionError:
+                # It refuses such maps of changed images and networks too.
+                if not any(empty):
+                    raise
+                values.append(math.nan)
+        found = torch.tensor(values, dtype=torch.float64)
+        return found.where(found.isfinite(), torch.nan)
 
     def _single(self, found: Any) -> float:
         """The one value of one map. ``ValueError`` if Quantus gives something else."""

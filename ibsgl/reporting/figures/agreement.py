@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
 
-# Inches of one cell, and of the metrics' names beside and below the cells.
-_CELL, _NAMES = 0.36, 1.45
+# Inches of one cell, of a letter of the metrics' names beside and below the cells, and of the rest: title, scale and margins.
+_CELL, _LETTER, _REST = 0.36, 0.066, 0.7
 _DARK = 0.6
 
 
@@ -22,8 +22,8 @@ def agreement_figure(agreement: pd.DataFrame, *, model: str) -> Figure:
     variants = list(agreement["variant"].unique())
     names = list(agreement["first"].unique())
     methods = agreement[agreement["first"] == agreement["second"]].groupby("variant", sort=False)["methods"].max()
-    side = _CELL * len(names)
-    width = _NAMES + len(variants) * (side + 0.3) + 0.8
+    side, beside = _CELL * len(names), _LETTER * max(map(len, names))
+    width = beside + len(variants) * side + 2 * _REST
     note = (
         f"Kendall's τ-b between the metrics' rankings of the methods on {model}: 1 is the same ranking, −1 the reverse, and "
         "each metric's better end is first. Sanity methods (centre, random, oracle) are left out. A dash: fewer than three "
@@ -31,7 +31,7 @@ def agreement_figure(agreement: pd.DataFrame, *, model: str) -> Figure:
         f"{', '.join(f'{variant} has {number}' for variant, number in methods.items())}."
     )
     lines = textwrap.wrap(note, int(width * LETTERS_PER_INCH))
-    figure = Figure(figsize=(width, _NAMES + side + 0.3 + LINE_HEIGHT * len(lines)), layout="constrained")
+    figure = Figure(figsize=(width, beside + side + _REST / 2 + LINE_HEIGHT * len(lines)), layout="constrained")
     panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
     for axes, variant in zip(panels, variants, strict=True):
         of_variant = agreement[agreement["variant"] == variant]
