@@ -25,6 +25,8 @@ from pydantic_core import PydanticUndefined
 from ibsgl import attribution
 from ibsgl.config.schema import Config, Model
 from ibsgl.data.sources import DEFAULT, SOURCES, DataSource
+from ibsgl.metrics import further
+from ibsgl.metrics.further.registry import FURTHER
 from ibsgl.settings import LARGEST
 
 README = Path(__file__).parents[1] / "config" / "README.md"
@@ -32,6 +34,7 @@ README = Path(__file__).parents[1] / "config" / "README.md"
 TABLE = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 # Methods of this package are documented here. Methods of other installed packages are not.
 OWN_PACKAGE = "baselines."
+METRICS_PACKAGE = "ibsgl.metrics."
 
 # Key, values, default, meaning.
 Row = tuple[str, str, str, str]
@@ -166,30 +169,39 @@ def _own_methods() -> list[str]:
     return [name for name in attribution.names() if attribution.module_of(name).startswith(OWN_PACKAGE)]
 
 
-def _of_methods() -> list[Row]:
-    """The settings of the saliency methods: the fields of their dataclasses, which their docstrings describe."""
+def _own_metrics() -> list[str]:
+    """The further metrics of this package."""
+    return [name for name in further.names() if further.module_of(name).startswith(METRICS_PACKAGE)]
+
+
+def _of_classes(section: str, classes: Mapping[str, type]) -> list[Row]:
+    """The settings of classes by their registered names: the fields of dataclasses, which their docstrings describe."""
     rows: list[Row] = []
-    for name in _own_methods():
-        method = type(attribution.get(name))
-        if issubclass(method, BaseModel):
-            rows += _rows_of(method, f"methods.{name}.")
+    for name, kind in classes.items():
+        if issubclass(kind, BaseModel):
+            rows += _rows_of(kind, f"{section}.{name}.")
             continue
-        hints, meanings = get_type_hints(method, include_extras=True), {}
-        # A variation of a method has the settings of its base class.
-        for base in reversed(method.__mro__):
+        hints, meanings = get_type_hints(kind, include_extras=True), {}
+        # A variation of a class has the settings of its base class.
+        for base in reversed(kind.__mro__):
             meanings |= _arguments(base.__doc__ or "")
-        for field in fields(method):
+        for field in fields(kind):
             if field.name not in meanings:
-                raise ValueError(f"{method.__name__}.{field.name} is not described under Args in the class's docstring")
-            rows.append(
-                (
-                    f"methods.{name}.{field.name}",
-                    values(hints[field.name]),
-                    default(field.default),
-                    meanings[field.name],
-                )
-            )
+                raise ValueError(f"{kind.__name__}.{field.name} is not described under Args in the class's docstring")
+            value = field.default if field.default_factory is MISSING else field.default_factory()
+            cells = (values(hints[field.name]), default(value), meanings[field.name])
+            rows.append((f"{section}.{name}.{field.name}", *cells))
     return rows
+
+
+def _of_methods() -> list[Row]:
+    """The settings of the saliency methods."""
+    return _of_classes("methods", {name: type(attribution.get(name)) for name in _own_methods()})
+
+
+def _of_further_metrics() -> list[Row]:
+    """The settings of the further metrics."""
+    return _of_classes("further_metrics", {name: FURTHER.load(name) for name in _own_metrics()})
 
 
 def as_markdown(rows: list[Row]) -> str:
@@ -218,6 +230,7 @@ def tables() -> dict[str, str]:
         "data sources": _sources_as_markdown(),
         "models": as_markdown(list(_rows_of(Model, "models.<name>."))),
         "methods": as_markdown(_of_methods()),
+        "further metrics": as_markdown(_of_further_metrics()),
         **{name: as_markdown(_of_section(name)) for name in sections},
     }
 
