@@ -45,6 +45,8 @@ rule all:
         FIGURES,
         CLAIMS,
         REPORT,
+        METRICS,
+        AGREEMENT,
 
 
 # One process beside the jobs logs to MLflow, from the records that they write; see ibsgl/tracking.

@@ -26,6 +26,8 @@ from ibsgl import attribution
 from ibsgl.config.schema import Config, Model
 from ibsgl.data.sources import DEFAULT, SOURCES, DataSource
 from ibsgl.guidance.registry import LOSSES, PAPER
+from ibsgl.metrics import further
+from ibsgl.metrics.further.registry import FURTHER
 from ibsgl.settings import LARGEST
 
 README = Path(__file__).parents[1] / "config" / "README.md"
@@ -35,6 +37,7 @@ TABLE = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end of table -
 OWN_PACKAGE = "baselines."
 # Those of other libraries, by the modules that adapt them.
 ADAPTERS = "ibsgl.attribution.adapters."
+METRICS_PACKAGE = "ibsgl.metrics."
 
 # Key, values, default, meaning.
 Row = tuple[str, str, str, str]
@@ -169,12 +172,18 @@ def _own_methods() -> list[str]:
     return [name for name in attribution.names() if attribution.module_of(name).startswith(OWN_PACKAGE)]
 
 
+def _own_metrics() -> list[str]:
+    """The further metrics of this package."""
+    return [name for name in further.names() if further.module_of(name).startswith(METRICS_PACKAGE)]
+
+
 def _of_methods() -> list[Row]:
     """The settings of the saliency methods: the fields of their dataclasses, which their docstrings describe."""
-    return [row for name in _own_methods() for row in _of_method(attribution.METHODS.load(name), f"methods.{name}.")]
+    return [row for name in _own_methods() for row in _of_class(attribution.METHODS.load(name), f"methods.{name}.")]
 
 
-def _of_method(method: type, prefix: str) -> Iterator[Row]:
+def _of_class(method: type, prefix: str) -> Iterator[Row]:
+    """The settings of a method or metric: the fields of its class, which its docstring describes."""
     if issubclass(method, BaseModel):
         yield from _rows_of(method, prefix)
         return
@@ -204,9 +213,14 @@ def _of_rows() -> list[Row]:
         (f"{prefix}label", "string", "the method's", "the name in tables. A row under another name has that behind it"),
     ]
     for name in names:
-        for key, allowed, value, meaning in _of_method(attribution.METHODS.load(name), prefix):
+        for key, allowed, value, meaning in _of_class(attribution.METHODS.load(name), prefix):
             rows.append((key, allowed, value, f"with `use: {name}`: {meaning}"))
     return rows
+
+
+def _of_further_metrics() -> list[Row]:
+    """The settings of the further metrics."""
+    return [row for name in _own_metrics() for row in _of_class(FURTHER.load(name), f"further_metrics.{name}.")]
 
 
 def as_markdown(rows: list[Row]) -> str:
@@ -251,6 +265,7 @@ def tables() -> dict[str, str]:
         "methods": as_markdown(_of_methods()),
         "rows": as_markdown(_of_rows()),
         "guidance losses": _losses_as_markdown(),
+        "further metrics": as_markdown(_of_further_metrics()),
         **{name: as_markdown(_of_section(name)) for name in sections},
     }
 

@@ -19,7 +19,7 @@ from ibsgl.config.schema import Config
 from ibsgl.config.steps import STEPS
 from ibsgl.data.loading import ImageDataset
 from ibsgl.data.sources import DataSource
-from ibsgl.metrics import METRICS, Evidence, Metric
+from ibsgl.metrics import METRICS, Evidence, Metric, further
 from ibsgl.networks import SplitNetwork
 from ibsgl.reporting.claims import read_claims
 from ibsgl.reporting.verdicts import MINIMUM_REPLICATES, Verdict
@@ -354,6 +354,25 @@ def test_example_of_a_method(examples):
     assert torch.equal(saliency, expected)
     assert method.cost(8) == attribution.Cost()
     assert (method.label, method.requires) == ("Edges", frozenset())
+
+
+def test_example_of_a_further_metric(examples):
+    contrast = examples["my_package/contrast.py"]["Contrast"](floor=0.5)
+    saliency = torch.tensor([[[3.5, 0.5], [0.5, 0.5]], [[1.0, 1.0], [1.0, 1.0]]])
+    region = torch.tensor([[[True, False], [False, False]], [[True, True], [True, True]]])
+    targets, objects = torch.tensor([0, 0]), (further.Objects((), 2, 2),) * 2
+    values = contrast(further.PairEvidence(saliency, region, targets, objects, ()))
+    # (3.5 + 0.5) / (0.5 + 0.5) = 2².
+    assert values[0].item() == 2
+    assert values[1].isnan()
+    assert (contrast.requires, contrast.higher_is_better) == ("maps", True)
+
+
+def test_the_page_of_metrics_has_every_metric_that_is_built_in(reference):
+    named = re.findall(
+        r"^\| `(\w+)` \|.*\|.*\|.*\|.+\|$", text_of("docs/metrics.md").partition("## Quantus")[0], flags=re.M
+    )
+    assert sorted(named) == reference._own_metrics()
 
 
 def test_example_of_a_metric(examples):

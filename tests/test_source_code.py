@@ -169,8 +169,9 @@ FREE = {"ibsgl.config.steps", "ibsgl.attribution", "ibsgl.data.index", "ibsgl.da
 @pytest.mark.parametrize("name", STEPS)
 def test_a_steps_digest_covers_what_its_command_calls(name):
     variant = "guided" if name == "guide" else "pretrained"
-    where = {"model": "resnet", "replicate": 0, "variant": variant, "method": "rise", "number": 2}
-    step = step_of(config.read([ROOT / "config" / "shapes.yaml"]), name, **where)
+    where = {"model": "resnet", "replicate": 0, "variant": variant, "method": "rise", "number": 2, "metric": "deletion"}
+    loaded = config.read([ROOT / "config" / "shapes.yaml"])
+    step = step_of(config.parse(loaded.model_dump() | {"further_metrics": {"deletion": {}}}), name, **where)
     covered = set(imported_modules(*step.modules())) if step.modules() else set()
     called = command_imports().get(name, set())
     assert {m for m in called if m not in covered and m.rpartition(".")[2] not in PLUMBING} <= FREE

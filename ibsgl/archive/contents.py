@@ -30,7 +30,7 @@ KINDS = {
     "environment": "the pinned packages, and the versions that made the results",
     "code": "the workflow, and commit and digest of the code",
     "logs": "what each job printed, its time and its memory",
-    "maps": "saliency maps of methods of many passes",
+    "maps": "stored saliency maps: of methods of many passes, and others for further metrics",
     "weights": "networks, L^ib maps and feature statistics",
     "images": "images of the data set",
     "other": "files that this command does not pack, such as MLflow's log",
@@ -113,6 +113,9 @@ def _required(config: Config, folder: Path) -> Iterator[Path]:
         for number in (place + 1, place + 3):
             yield from (folder / "tables" / f"table{number}.{kind}" for kind in ("csv", "md", "tex"))
         yield from (folder / "tables" / f"comparisons_{model}.{kind}" for kind in ("csv", "md"))
+        if config.further_metrics:
+            yield from (folder / "tables" / f"metrics_{model}.{kind}" for kind in ("csv", "md"))
+            yield from (folder / "figures" / f"metric_agreement_{model}.{kind}" for kind in ("png", "pdf", "csv"))
         yield from (
             folder / "tables" / f"{name}_{model}.csv" for name in ("classification", "cross_scoring", "diagnostics")
         )
@@ -182,8 +185,9 @@ def _kind(path: Path) -> str:
         return "other" if parts == ("logs", "mlflow.log") else top[parts[0]]
     if path.suffix == ".pt":
         return "weights"
-    for kind in ("evaluation", "maps"):
-        if path.suffix == ".parquet" and kind in parts:
+    folders = {"evaluation": "evaluation", "metrics": "evaluation", "maps": "maps", "light_maps": "maps"}
+    for name, kind in folders.items():
+        if path.suffix == ".parquet" and name in parts:
             return kind
     return "other"
 

@@ -6,6 +6,11 @@ Each method defines its cost beside the code that runs the passes. :mod:`ibsgl.p
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+
+from ibsgl.networks.split import SplitNetwork, evaluating
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,37 @@ class StageChannels:
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+
+
+def stage_channels(network: SplitNetwork, image_size: int) -> StageChannels:
+    """The channels of the stages' maps. ``network`` may be on the meta device."""
+    images = torch.rand(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    with evaluating(network), torch.no_grad():
+        return StageChannels(
+            *(
+                tuple(maps.shape[1] for maps in network.stage_maps(images, layers)[0]) if known else ()
+                for layers, known in (("before", network.stages), ("after", network.reduced))
+            )
+        )
+
+
+def cost_of(method: Any, channels: int, stages: StageChannels | None = None) -> Cost | None:
+    """The cost of a saliency method on a network. ``None``: the method does not state it.
+
+    Args:
+        method: with its settings.
+        channels: of the network's feature map.
+        stages: the channels of the network's stages, if they are known.
+
+    Raises:
+        ValueError: the method cannot run on a network with these stages.
+    """
+    if stages is not None and hasattr(method, "stage_cost"):
+        return method.stage_cost(stages)
+    return method.cost(channels) if hasattr(method, "cost") else None
+
+
+def passes_per_map(method: Any, channels: int, stages: StageChannels | None = None) -> float | None:
+    """The most passes that one map makes through a part of the network in one direction; see :func:`cost_of`."""
+    cost = cost_of(method, channels, stages)
+    return None if cost is None else max(astuple(cost.pair + cost.image + cost.batch))

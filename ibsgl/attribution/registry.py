@@ -8,13 +8,14 @@ so another package can add a method without a change in this repository. A row o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import torch
 
+from ibsgl.attribution.cost import passes_per_map
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import Generators
 from ibsgl.registry import Registry
@@ -97,10 +98,8 @@ def is_single_pass(name: str) -> bool:
     except (ValueError, TypeError):
         # One of its settings has no default.
         return False
-    if not hasattr(method, "cost"):
-        return False
-    cost = method.cost(CHANNELS)
-    return max(astuple(cost.pair + cost.image + cost.batch)) <= 1
+    passes = passes_per_map(method, CHANNELS)
+    return passes is not None and passes <= 1
 
 
 def get(name: str, **params: object) -> Attribution:

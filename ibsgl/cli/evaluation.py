@@ -22,6 +22,7 @@ from ibsgl.cli.options import (
     Settings,
     Shard,
     StatisticsFile,
+    Variant,
     Weights,
     WeightsFiles,
     dataset,
@@ -55,7 +56,7 @@ def maps(
     gpu: Gpu = 0,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Saliency maps of one method of many passes on one variant, for the test pairs of one shard."""
+    """Saliency maps of one method of many passes, or of all methods of one pass, on one variant, for one shard's test pairs."""
     from ibsgl import attribution
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
@@ -185,6 +186,63 @@ def evaluate(
         ),
         started=started,
     )
+
+
+@app.command()
+def metric(
+    model: ModelName,
+    variant: Variant,
+    index_file: IndexFile,
+    root: Root,
+    settings: Settings,
+    out: Out,
+    maps_files: MapsFiles,
+    replicate: Replicate = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", callback=reads("weights"), help="State dict, if the metric requires the network."),
+    ] = None,
+    statistics_file: StatisticsFile = None,
+    shard_number: Shard = 0,
+    gpu: Gpu = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """One further metric of all stored maps of one variant, for the test pairs of one shard."""
+    from ibsgl import attribution, provenance
+    from ibsgl.attribution.storage import Maps
+    from ibsgl.config.steps import Metric
+    from ibsgl.data.index import shard
+    from ibsgl.evaluation.further import measure_further
+    from ibsgl.metrics import further
+    from ibsgl.reporting.metric_files import write_metric
+
+    started, step, device = time.time(), parse(Metric, settings), device_of(gpu)
+    images = dataset(index_file, root, step.network.image_size)
+    stored = Maps(maps_files, shard(images.pairs("test"), shard_number, step.shards))
+    network = step.network.build(len(images.index.class_names), weights).to(device) if weights else None
+    chosen = step.methods or {}
+    table, reasons = measure_further(
+        further.get(step.metric, **step.settings),
+        step.metric,
+        images,
+        stored,
+        seed=step.seed,
+        batch_size=batch_size,
+        device=device,
+        network=network,
+        methods={name: attribution.row(name, of_method) for name, of_method in chosen.items()},
+        statistics=load_statistics(statistics_file, device) if statistics_file else None,
+    )
+    facts = {
+        "model": model,
+        "replicate": replicate,
+        "variant": variant,
+        "reasons": reasons,
+        "settings": step.to_dict(),
+        "started": started,
+        "seconds": time.time() - started,
+    }
+    write_metric(out, table, provenance.collect(str(device), data_digest=images.index.digest) | facts)
 
 
 def by_variant(maps_files: list[Path], variants: Container[str]) -> dict[str, list[Path]]:

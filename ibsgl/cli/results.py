@@ -146,6 +146,56 @@ def tables(
 
 
 @app.command()
+def metrics(
+    model: ModelName,
+    evaluations: Evaluations,
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help="The table as CSV; .md goes beside it.")],
+    plot: Annotated[Path, typer.Option("--plot", help="The plot (PNG); the PDF and its values (CSV) go beside it.")],
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "--metric",
+            callback=reads("metric"),
+            help="Values of a further metric: <variant>/metrics/<metric>/<shard>.parquet. Repeatable.",
+        ),
+    ],
+    published: Published = Path("results/published"),
+    records: Records = None,
+) -> None:
+    """The further metrics of one network with ranks, and how far the metrics' rankings of the methods agree."""
+    from ibsgl import provenance
+    from ibsgl.config.steps import Metrics
+    from ibsgl.reporting import figures
+    from ibsgl.reporting.formats import write_csv, write_metrics_markdown
+    from ibsgl.reporting.measurements import read_measurements
+    from ibsgl.reporting.metric_files import read_metrics
+    from ibsgl.reporting.metric_table import agreement_table, metric_notes, metric_table
+
+    started, step = time.time(), parse(Metrics, settings)
+    config, measurements = step.resolved(), read_measurements(evaluations)
+    table = metric_table(read_metrics(files), measurements, config, model, published)
+    agreement = agreement_table(table, measurements, config)
+    write_csv(table, out)
+    write_metrics_markdown(table, out.with_suffix(".md"), model=model, notes=metric_notes(table, config))
+    write_csv(agreement, plot.with_suffix(".csv"))
+    figures.save(figures.agreement_figure(agreement, model=model), plot)
+    write_record(
+        records,
+        f"metrics_{model}",
+        "table",
+        step.to_dict(),
+        started=started,
+        metrics={
+            f"{row.variant}.{row.method}.{row.metric}": float(row.value)
+            for row in table.dropna(subset="value").itertuples()
+        },
+        tags=provenance.collect("cpu", data_digest=measurements.metadata["data_digest"]),
+        artifacts=[out, out.with_suffix(".md"), *(plot.with_suffix(kind) for kind in (".png", ".pdf", ".csv"))],
+    )
+
+
+@app.command()
 def claims(
     evaluations: Evaluations,
     settings: Settings,

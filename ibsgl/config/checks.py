@@ -11,6 +11,7 @@ from ibsgl.config.files import read_file
 from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, Config, merge, parse
 from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
+from ibsgl.metrics import further
 from ibsgl.settings import LARGEST
 
 
@@ -29,6 +30,8 @@ def check(config: Config, data: bool = True) -> Config:
     for name in config.models:
         _check_network(config, name, data)
         _check_methods(config, name)
+    for row in config.further_metrics:
+        _check_further_metric(config, row)
     for name in config.alternatives:
         _check_alternative(config, name, data)
     if data and config.data.folder and not config.data.archives and not Path(config.data_root).is_dir():
@@ -68,6 +71,14 @@ def _check_methods(config: Config, model: str) -> None:
         raise ConfigError(f"models.{model}.override.methods: may change settings, not add methods")
 
 
+def _check_further_metric(config: Config, row: str) -> None:
+    use, settings, _ = config.further_metric(row)
+    try:
+        further.get(use, **settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"further_metrics.{row}: {error}") from error
+
+
 def _check_alternative(config: Config, name: str, data: bool) -> None:
     """``ConfigError`` if the alternative ``name`` cannot be run, or cannot be compared with ``config``."""
     other = config.alternative(name)
@@ -93,7 +104,17 @@ def _check_alternative(config: Config, name: str, data: bool) -> None:
 
 
 # Keys of the whole run.
-_FIXED = {"name", "seed", "device", "threads", "shard_size", "batch_size", "replicates", "alternatives"}
+_FIXED = {
+    "name",
+    "seed",
+    "device",
+    "threads",
+    "shard_size",
+    "batch_size",
+    "replicates",
+    "alternatives",
+    "further_metrics",
+}
 
 
 def _images(config: Config) -> tuple[str, Step | None]:

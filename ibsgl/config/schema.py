@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
@@ -22,7 +22,7 @@ from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import NO_LOSS, NO_TEACHER, PAPER, TEACHERS, teacher_requires
 from ibsgl.guidance.settings import GuidanceSettings
-from ibsgl.metrics import MetricSettings
+from ibsgl.metrics import METRICS, MetricSettings
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.redaction import redacted
 from ibsgl.registry import SettingError
@@ -109,6 +109,14 @@ class Report(Settings):
     )
 
 
+class FurtherRow(NamedTuple):
+    """One row of ``further_metrics``: the registered name of the metric, its settings, and its name in tables, if given."""
+
+    use: str
+    settings: dict[str, Any]
+    label: str | None
+
+
 class Config(Settings):
     """A whole run."""
 
@@ -156,6 +164,11 @@ class Config(Settings):
     methods: dict[Name, dict[str, Any]]
     methods_on: MethodsOn = MethodsOn()
     metrics: MetricSettings = MetricSettings()
+    further_metrics: dict[Name, dict[str, Any]] = Field(
+        {},
+        description="metrics beside those of Tables 1–4, computed from the stored maps of `methods_on`: a name of your choice, "
+        "then `use` (the metric; by default the name), `label` (in tables) and the metric's own settings",
+    )
     deletion: DeletionSettings = DeletionSettings()
     figures: Figures = Figures()
     tables: Tables = Tables()
@@ -196,7 +209,18 @@ class Config(Settings):
                 raise ValueError(f"{row}: {use} is a sanity method, which has no rank; it is in every table anyway")
         return methods
 
-    @field_validator("methods", mode="before")
+    @field_validator("further_metrics")
+    @classmethod
+    def _further_metrics_are_named(cls, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for row, settings in rows.items():
+            if row in METRICS:
+                raise ValueError(f"{row} is in Tables 1–4 anyway; call yours something else")
+            for key in ("use", "label"):
+                if key in settings and not (isinstance(settings[key], str) and settings[key]):
+                    raise ValueError(f"{row}.{key}: this is a text")
+        return rows
+
+    @field_validator("methods", "further_metrics", mode="before")
     @classmethod
     def _empty_settings(cls, methods: Any) -> Any:
         # YAML reads `gradcam:` with nothing after it as null. `rise: false` removes a method of an earlier file.
@@ -326,6 +350,15 @@ class Config(Settings):
         """Whether maps of a row cost less than to start a job: those of one pass, and those that every table has."""
         use = attribution.method_of(method, self.method_settings(method))
         return method in (*BUILT_IN_METHODS, *SANITY_METHODS) or attribution.is_single_pass(use)
+
+    def further_metric(self, row: str) -> FurtherRow:
+        """The further metric that the config calls ``row``."""
+        if row not in self.further_metrics:
+            known = ", ".join(self.further_metrics) or "none"
+            raise ConfigError(f"there is no further metric {row!r}; there are: {known}")
+        settings = dict(self.further_metrics[row])
+        label = settings.pop("label", None)
+        return FurtherRow(settings.pop("use", row), settings, label)
 
     def methods_of(self, variant: str, replicate: int = 0) -> list[str]:
         """The methods that are run on ``variant`` in ``replicate``, in the tables' order."""

@@ -24,7 +24,7 @@ from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import LOSSES, NO_LOSS, NO_TEACHER, PAPER, TEACHERS
 from ibsgl.guidance.settings import PAPER_KEYS, GuidanceSettings
-from ibsgl.metrics import MetricSettings
+from ibsgl.metrics import METRICS, MetricSettings, further
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.randomness import derive_seed
 from ibsgl.settings import Positive, Settings
@@ -243,8 +243,7 @@ class Maps(_NetworkStep):
         if method not in methods:
             known = ", ".join(methods) or "none"
             raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
-        # A map does not depend on its name in tables. The evaluation gives it.
-        settings = {key: value for key, value in config.method_settings(method).items() if key != attribution.LABEL}
+        settings = _without_label(config, method)
         libraries = attribution.library_versions(attribution.method_of(method, settings))
         part = {"methods": {method: settings}, "shards": config.shards}
         return part | ({"libraries": libraries} if libraries else {})
@@ -252,6 +251,48 @@ class Maps(_NetworkStep):
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
         return (*super().modules(), *(_module_of(*row) for row in self.methods.items()))
+
+
+class LightMaps(Maps):
+    """Saliency maps of all methods of one pass on one variant, stored for further metrics."""
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        methods = config.light_methods(where["variant"])
+        return {"methods": {method: _without_label(config, method) for method in methods}, "shards": config.shards}
+
+
+class Metric(_NetworkStep):
+    """One further metric of all stored maps of one variant."""
+
+    entry: ClassVar[tuple[str, ...]] = (
+        *("ibsgl.evaluation.further", "ibsgl.attribution.storage", "ibsgl.reporting.metric_files"),
+    )
+    seed: int
+    metric: str
+    settings: dict[str, Any]
+    # Of the library that computes the metric.
+    version: str = ""
+    # Only if the metric calls them again: by name, the settings of the variant's methods.
+    methods: dict[str, dict[str, Any]] | None = None
+    shards: Positive
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        use, settings, _ = config.further_metric(where["metric"])
+        metric = further.get(use, **settings)
+        part: dict[str, Any] = {"metric": use, "settings": settings, "shards": config.shards}
+        if hasattr(metric, "version"):
+            part |= {"version": metric.version()}
+        if metric.requires == "method":
+            methods = config.methods_of(where["variant"], int(where["replicate"]))
+            part |= {"methods": {method: _without_label(config, method) for method in methods}}
+        return part
+
+    def modules(self) -> tuple[str, ...]:
+        """With the metric's own, and the methods'."""
+        methods = (_module_of(*row) for row in (self.methods or {}).items())
+        return (*super().modules(), further.module_of(self.metric), *methods)
 
 
 class _LightMethodsStep(_NetworkStep, ABC):
@@ -269,8 +310,10 @@ class _LightMethodsStep(_NetworkStep, ABC):
 class Evaluate(_LightMethodsStep):
     """What is measured on all variants of one replicate: maps of few passes, all scores, losses, deletion curves."""
 
+    # The modules of the metrics, and not their package: it has the further metrics too.
     entry: ClassVar[tuple[str, ...]] = (
-        *("ibsgl.evaluation", "ibsgl.metrics", "ibsgl.reporting.score_files", "ibsgl.training.variants"),
+        *("ibsgl.evaluation.variants", "ibsgl.evaluation.held_out", "ibsgl.reporting.score_files"),
+        *("ibsgl.training.variants", *sorted({metric.__module__ for metric in METRICS.values()})),
     )
     seed: int
     metrics: MetricSettings
@@ -303,7 +346,7 @@ class _ConfigStep(Step, ABC):
 
 # Keys of the machine, and all keys that change no value of a table.
 _MACHINE = {"device", "threads", "shard_size", "batch_size"}
-_NO_VALUES = _MACHINE | {"figures", "report", "alternatives"}
+_NO_VALUES = _MACHINE | {"figures", "report", "alternatives", "further_metrics"}
 
 
 def _config_values(config: Config) -> dict[str, Any]:
@@ -324,6 +367,27 @@ class Tables(_ConfigStep):
         model = where["model"]
         values = _config_values(config.for_model(model))
         return {"model": model, "config": values}
+
+
+class Metrics(_ConfigStep):
+    """The further metrics of one network: the table, and how far their rankings agree."""
+
+    entry: ClassVar[tuple[str, ...]] = (
+        *("ibsgl.reporting.metric_table", "ibsgl.reporting.metric_files", "ibsgl.reporting.measurements"),
+        *("ibsgl.reporting.formats", "ibsgl.reporting.figures"),
+    )
+    model: str
+
+    @staticmethod
+    def _values(config: Config, **where: Any) -> dict[str, Any]:
+        model = where["model"]
+        values = _config_values(config.for_model(model)) | {"further_metrics": config.further_metrics}
+        return {"model": model, "config": values}
+
+    def modules(self) -> tuple[str, ...]:
+        """With those of the metrics, which have labels and directions."""
+        config = self.resolved()
+        return (*self.entry, *(further.module_of(config.further_metric(row).use) for row in config.further_metrics))
 
 
 class Claims(_ConfigStep):
@@ -462,6 +526,11 @@ def _light_methods(config: Config) -> dict[str, Any]:
     return {"methods": methods} | ({"labels": labels} if labels else {})
 
 
+def _without_label(config: Config, method: str) -> dict[str, Any]:
+    """The settings that the maps of a row depend on: not its name in tables, which is given where they are read."""
+    return {key: value for key, value in config.method_settings(method).items() if key != attribution.LABEL}
+
+
 def _module_of(method: str, settings: Mapping[str, Any]) -> str:
     """The module of what computes a row's maps."""
     return attribution.module_of(attribution.method_of(method, settings))
@@ -481,7 +550,10 @@ STEPS: dict[str, type[Step]] = {
     "guide": Guide,
     "maps": Maps,
     "evaluate": Evaluate,
+    "lightmaps": LightMaps,
+    "metric": Metric,
     "tables": Tables,
+    "metrics": Metrics,
     "claims": Claims,
     "sensitivity": Sensitivity,
     "figure": Figure,
@@ -496,7 +568,10 @@ WILDCARDS: dict[str, tuple[str, ...]] = {
     "guide": ("model", "replicate", "variant"),
     "maps": ("model", "replicate", "variant", "method"),
     "evaluate": ("model",),
+    "lightmaps": ("model", "variant"),
+    "metric": ("model", "replicate", "variant", "metric"),
     "tables": ("model",),
+    "metrics": ("model",),
     "figure": ("number",),
     "thumbnails": ("model",),
 }

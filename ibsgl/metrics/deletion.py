@@ -1,4 +1,8 @@
-"""The deletion curve of Figure 4: the target's probability while the salient region is deleted at random."""
+"""Curves of the target's probability while pixels of the image are replaced, in a given order.
+
+:func:`deletion_curve` is that of Figure 4: the salient region is deleted at random. The further metrics insertion and deletion
+replace pixels in the order of the map.
+"""
 
 from __future__ import annotations
 
@@ -67,34 +71,64 @@ def deletion_curve(
     noise = draw(lambda g: torch.rand(repeats, height * width, generator=g, device=g.device), batch, generators)
     # The noise is below 1, so the region's pixels come before all others in every order.
     order = noise.to(images.device).masked_fill(~region[:, None], 2.0).argsort(dim=-1, stable=True)
-    turn = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(height * width, device=order.device).expand_as(order)
-    )
+    turn = turns(order)
     area = int(region[0].sum())
     counts = torch.tensor([round(fraction * area) for fraction in fractions], device=order.device)
-    # Where nothing or everything is deleted, all orders give one image. It needs one pass.
-    partly = (counts > 0) & (counts < area)
-    first = (torch.arange(repeats, device=order.device) == 0)[:, None]
-    needed = (first | partly).flatten().repeat(batch).nonzero()[:, 0]
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    return replaced_curve(network, images, background, targets, turn, counts, area, chunk=chunk)
+
+
+def turns(order: torch.Tensor) -> torch.Tensor:
+    """Pixels in the order in which they are replaced (…, N) → the turn of each pixel (…, N), from 0."""
+    numbers = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, numbers.expand_as(order))
+
+
+def replaced_curve(
+    network: SplitNetwork,
+    images: torch.Tensor,
+    replacement: torch.Tensor,
+    targets: torch.Tensor,
+    turn: torch.Tensor,
+    counts: torch.Tensor,
+    area: int,
+    *,
+    chunk: int,
+) -> torch.Tensor:
+    """Probability of the target after a growing number of pixels is replaced.
+
+    Args:
+        network: runs without gradients, on ``chunk`` images at a time.
+        images: (B,3,H,W) in [0, 1].
+        replacement: what replaces a pixel: a colour (3,1,1), or images (B,3,H,W).
+        targets: (B,) int64.
+        turn: (B, R, H·W) int64, the turn of each pixel in each of R orders, from 0.
+        counts: (P,) int64, in rising order: how many pixels are replaced.
+        area: pixels that are ever replaced. With 0 or ``area`` replaced pixels all orders give one image, which needs one pass.
+        chunk: images per pass.
+
+    Returns:
+        (B, R, P) in [0, 1].
+    """
+    (batch, repeats), points, (height, width) = turn.shape[:2], len(counts), images.shape[2:]
+    partly = (counts > 0) & (counts < area)
+    first = (torch.arange(repeats, device=turn.device) == 0)[:, None]
+    needed = (first | partly).flatten().repeat(batch).nonzero()[:, 0]
+    others = replacement.expand_as(images)
 
     with evaluating(network), torch.inference_mode():
 
         def run(start: int, stop: int) -> torch.Tensor:
             number = needed[start:stop]
-            image, repeat, step = (
-                number // (repeats * len(fractions)),
-                number // len(fractions) % repeats,
-                number % len(fractions),
-            )
-            deleted = (turn[image, repeat] < counts[step, None]).view(-1, 1, height, width)
-            logits = network(torch.where(deleted, background, images[image]))
+            image, repeat, step = number // (repeats * points), number // points % repeats, number % points
+            replaced = (turn[image, repeat] < counts[step, None]).view(-1, 1, height, width)
+            logits = network(torch.where(replaced, others[image], images[image]))
             return network.probabilities(logits).gather(1, targets[image, None])[:, 0].float()
 
         parts = list(chunked(run, len(needed), chunk, images.device))
-    curves = torch.zeros(batch * repeats * len(fractions), device=images.device)
-    curves[needed] = torch.cat(parts)
-    curves = curves.view(batch, repeats, len(fractions))
+    curves = torch.zeros(batch * repeats * points, device=images.device)
+    curves[needed] = torch.cat(parts) if parts else curves[needed]
+    curves = curves.view(batch, repeats, points)
     return torch.where(partly, curves, curves[:, :1])
 
 

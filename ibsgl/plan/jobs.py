@@ -47,6 +47,17 @@ class Jobs:
         """On how many networks maps are stored, each method counted: those of many passes."""
         return sum(networks for method, networks in self.methods().items() if not self.config.is_light(method))
 
+    def further_networks(self) -> list[tuple[int, str]]:
+        """Every (replicate, variant) on which further metrics are measured. Alternatives have none."""
+        if self.base is not None or not self.config.further_metrics:
+            return []
+        on = self.config.methods_on
+        return [(replicate, variant) for replicate in range(on.replicates) for variant in on.variants]
+
+    def light_maps(self) -> int:
+        """On how many networks maps of methods of one pass are stored, each method counted."""
+        return sum(len(self.config.light_methods(variant)) for _, variant in self.further_networks())
+
     def _is_run(self, job: str, replicate: int, variant: str | None = None, method: str | None = None) -> bool:
         base = self.base
         if base is None or self.model not in base.config.models or replicate >= base.config.replicates:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from ibsgl.attribution import Passes, StageChannels
+from ibsgl.attribution.cost import stage_channels
 from ibsgl.config import Config
 from ibsgl.guidance import LOSSES, GuidanceSettings, training_losses
 from ibsgl.guidance.registry import NO_LOSS, PAPER
@@ -216,18 +217,6 @@ def count_flops(network: SplitNetwork, image_size: int, config: Config) -> tuple
         training,
         {kind: cost - training for kind, cost in zip(guidance_units(config), guided, strict=True)},
     )
-
-
-def stage_channels(network: SplitNetwork, image_size: int) -> StageChannels:
-    """The channels of the stages' maps. ``network`` may be on the meta device."""
-    images = torch.rand(1, 3, image_size, image_size, device=next(network.parameters()).device)
-    with evaluating(network), torch.no_grad():
-        return StageChannels(
-            *(
-                tuple(maps.shape[1] for maps in network.stage_maps(images, layers)[0]) if known else ()
-                for layers, known in (("before", network.stages), ("after", network.reduced))
-            )
-        )
 
 
 def random_network(config: Config, model: str, classes: int) -> SplitNetwork:

@@ -136,7 +136,7 @@ def _sum(steps: Iterable[Step], timed: bool) -> Work:
 def disk_space(jobs: Sequence[Jobs], data: DataFacts, networks: Sequence[NetworkFacts]) -> dict[str, int]:
     """Bytes of what the jobs on each network store, by name. Maps are an upper bound: float32 before compression.
 
-    Maps of methods of one pass are not stored.
+    Maps of methods of one pass are stored only for further metrics.
     """
     # Of the held-out pairs for the other class too.
     guiding_pairs = data.splits["train"].pairs + 2 * data.splits["held_out"].pairs
@@ -150,5 +150,7 @@ def disk_space(jobs: Sequence[Jobs], data: DataFacts, networks: Sequence[Network
         # Mean and squares in float64.
         sizes["feature statistics"] += 2 * _FLOAT64 * channels * height * width * replicates
         sizes["L^ib for the guidance"] += _FLOAT32 * guiding_pairs * height * width * replicates
-        sizes["maps, uncompressed"] += _FLOAT32 * network.image_size**2 * test_pairs * of_model.stored_maps()
+        sizes["maps, uncompressed"] += (
+            _FLOAT32 * network.image_size**2 * test_pairs * (of_model.stored_maps() + of_model.light_maps())
+        )
     return {what: size for what, size in sizes.items() if size}

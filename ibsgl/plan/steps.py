@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ibsgl import attribution
-from ibsgl.attribution import Cost, Passes
+from ibsgl.attribution import Passes
+from ibsgl.attribution.cost import cost_of, passes_per_map
 from ibsgl.config import Config
 from ibsgl.data.sources import Split
 from ibsgl.errors import ConfigError
 from ibsgl.guidance.registry import NO_LOSS
+from ibsgl.metrics import further
 from ibsgl.plan.data import DataFacts
 from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work
@@ -28,7 +30,7 @@ class Step:
         networks: on how many networks the step is run: replicates × variants.
         examples: number of images or pairs on each network.
         unit: what ``examples`` counts.
-        work: the work on all networks; ``None``: the method does not state its cost.
+        work: the work on all networks; ``None``: the method or metric does not state its cost.
         at_most: part of the work may not be needed.
     """
 
@@ -60,14 +62,12 @@ def method_work(
     Raises:
         ConfigError: the method cannot run on this network.
     """
-    if not hasattr(method, "cost"):
-        return None, False
     try:
-        cost: Cost = (
-            method.stage_cost(network.stages) if hasattr(method, "stage_cost") else method.cost(network.features[0])
-        )
+        cost = cost_of(method, network.features[0], network.stages)
     except ValueError as error:
         raise ConfigError(f"models.{network.model}: {error}") from error
+    if cost is None:
+        return None, False
     images, batches = images_passed(split, batch_size), math.ceil(split.pairs / batch_size)
     passes = cost.pair * split.pairs + cost.image * images + cost.batch * batches
     return network.work(passes, cost.mixed), cost.at_most
@@ -77,6 +77,7 @@ def model_steps(jobs: Jobs, data: DataFacts, network: NetworkFacts) -> list[Step
     """Every step on one network of the config that passes images, in the order of the run."""
     config = jobs.config.for_model(jobs.model)
     steps = [*_training_steps(jobs, config, data, network), *_evaluation_steps(jobs, config, data, network)]
+    steps += _further_steps(jobs, config, data, network)
     return [step for step in steps if step.networks]
 
 
@@ -163,3 +164,52 @@ def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: Netw
     passes = 2 + (config.deletion.points - 2) * config.deletion.repeats
     curves = _predicting(network, passes * test.pairs)
     yield _step("deletion curves", every, test.pairs, "pairs", network, curves)
+
+
+def _further_steps(jobs: Jobs, config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
+    """The stored maps of methods of one pass, and the further metrics."""
+    test, on = data.splits["test"], jobs.further_networks()
+    if not on:
+        return
+
+    def maps_of(method: str) -> Work | None:
+        row = attribution.row(method, config.method_settings(method))
+        return method_work(row.method, network, test, config.batch_size)[0]
+
+    light = [maps_of(method) for _, variant in on for method in config.light_methods(variant)]
+    yield Step(network.model, "maps for further metrics", len(on), test.pairs, "pairs", _sum(light))
+    methods = [method for replicate, variant in on for method in config.methods_of(variant, replicate)]
+    for row in config.further_metrics:
+        use, settings, label = config.further_metric(row)
+        metric = further.get(use, **settings)
+        works = [_metric_work(metric, method, maps_of(method), config, network, test.pairs) for method in methods]
+        yield Step(network.model, label or metric.label, len(methods), test.pairs, "pairs", _sum(works))
+
+
+def _metric_work(
+    metric: Any, method: str, maps: Work | None, config: Config, network: NetworkFacts, pairs: int
+) -> Work | None:
+    """The work of a further metric of one method's maps on one network; ``None`` if it is unknown."""
+    nothing = network.work(Passes(), mixed=True)
+    if metric.requires == "maps":
+        return nothing
+    if not hasattr(metric, "forward_passes") or not hasattr(metric, "further_maps"):
+        return None
+    built = attribution.row(method, config.method_settings(method)).method
+    passes = passes_per_map(built, network.features[0], network.stages)
+    if hasattr(metric, "unsuited") and metric.unsuited(passes):
+        return nothing
+    work = _predicting(network, metric.forward_passes() * pairs)
+    if not metric.further_maps():
+        return work
+    return None if maps is None else work + maps * metric.further_maps()
+
+
+def _sum(works: Iterable[Work | None]) -> Work | None:
+    """The sum of ``works``; ``None`` if one of them is unknown."""
+    total: Work | None = None
+    for work in works:
+        if work is None:
+            return None
+        total = work if total is None else total + work
+    return total

@@ -117,6 +117,57 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
     _write_text(path, "\n".join(lines) + "\n")
 
 
+def write_metrics_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
+    """Write the further metrics of one network as Markdown: a section for each variant, a line for each method.
+
+    Args:
+        table: that of :func:`ibsgl.reporting.metric_table.metric_table`.
+        path: the file.
+        model: the network's name.
+        notes: sentences that go below the table (:func:`ibsgl.reporting.metric_table.metric_notes`).
+    """
+    lines = [f"**Further metrics on {_markdown(model)}.**"]
+    for variant, of_variant in table.groupby("variant", sort=False):
+        names = of_variant.drop_duplicates("metric")["metric_label"]
+        lines += ["", f"## {_markdown(str(variant))}", "", f"| method | {' | '.join(map(_markdown, names))} |"]
+        lines.append("|---|" + "---:|" * len(names))
+        for label, cells in of_variant.groupby("label", sort=False):
+            texts = [_markdown(_metric_cell(cell._asdict())) for cell in cells.itertuples()]
+            lines.append(f"| {_markdown(str(label))} | {' | '.join(texts)} |")
+    pairs = int((table["pairs"] + table["left_out"]).max())
+    lines += [
+        "",
+        f"- {interval_note(table['replicates'])} (n) is the rank among the methods of one variant; 1 is best.",
+    ]
+    lines.append(
+        "- Sanity methods have no rank, and are not among the methods whose rankings are compared in the plot. They show how "
+        "low and how high a value can be."
+    )
+    lines.append(
+        f"- {pairs} (image, class) pairs. Where fewer have a value, their number is given, and the others are left out of the "
+        "mean. –: no pair has a value."
+    )
+    lines += [f"- {_markdown(note)}" for note in notes]
+    _write_text(path, "\n".join(lines) + "\n")
+
+
+def _metric_cell(cell: Mapping[str, Any]) -> str:
+    """One value of the further metrics: with its interval, rank, number of pairs, mark and published value."""
+    if math.isnan(cell["value"]):
+        return "–"
+    parts = [f"{cell['value']:.4f} {_interval(cell['low'], cell['high'], 4)}"]
+    if not math.isnan(cell["rank"]):
+        parts.append(f"({cell['rank']:.0f})")
+    if cell["left_out"]:
+        parts.append(f"{cell['pairs']} pairs")
+    if cell["mark"]:
+        parts.append(f"*{cell['mark']}*")
+    if cell["published"] != "":
+        published = cell["published"]
+        parts.append(f"published: {published if isinstance(published, str) else f'{published:.4f}'}")
+    return " ".join(parts)
+
+
 def _list(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

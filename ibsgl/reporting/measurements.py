@@ -145,7 +145,7 @@ class Measurements:
             wide = self._areas(rows, average, relative=quantity.metric == "deletion_area_relative")
         else:
             scale = 1 if quantity.metric in _SOURCES else 100
-            wide = scale * _image_values(rows, quantity.metric, average)
+            wide = scale * image_values(rows, quantity.metric, average)
         if not np.isfinite(wide.to_numpy(dtype=np.float64)).all():
             raise ValueError(
                 f"{self.model}/{quantity.variant}/{quantity.method}: {quantity.metric} has values that are NaN or infinite"
@@ -192,10 +192,10 @@ class Measurements:
         fractions = curves.columns.to_numpy(dtype=np.float64)
         area = np.trapezoid(curves.to_numpy(), fractions, axis=1)
         measured = pd.DataFrame({"area": area, "start": curves.iloc[:, 0].to_numpy()}, index=curves.index).reset_index()
-        areas = _image_values(measured, "area", average)
+        areas = image_values(measured, "area", average)
         if not relative:
             return 100 * areas
-        starts = _image_values(measured, "start", average)
+        starts = image_values(measured, "start", average)
         mean_start = starts.mean()
         ratio = (areas.mean() / mean_start.where(mean_start > 0)).fillna(1.0)
         return 100 * (ratio + (areas - starts * ratio) / mean_start.where(mean_start > 0, 1.0))
@@ -338,7 +338,7 @@ def _check_agreement(key: str, values: Sequence[tuple[str, object]]) -> None:
         raise ValueError(f"the files disagree on {key}: {found}; measure again what is out of date")
 
 
-def _image_values(rows: pd.DataFrame, column: str, average: Literal["pairs", "classes"]) -> pd.DataFrame:
+def image_values(rows: pd.DataFrame, column: str, average: Literal["pairs", "classes"]) -> pd.DataFrame:
     """Pairs' values → images × replicates, such that the mean over images is that over pairs or over the classes' means.
 
     An image's value is its linear part in the mean: m + I·Σ w·(v − m), over its pairs with the weights w. So a constant has

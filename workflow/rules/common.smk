@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from ibsgl import attribution, devices, doctor, files, lifetime, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
+from ibsgl.metrics import further
 from ibsgl.progress import TimeLeft
 from ibsgl.provenance import folder_digest
 from ibsgl.redaction import redacted
@@ -68,6 +69,17 @@ TABLES = [
 FIGURES = [f"{RESULTS}/figures/figure{number}.png" for number in (2, 3, 4)]
 CLAIMS = f"{RESULTS}/claims/claims.csv"
 REPORT = f"{RESULTS}/report/index.html"
+# Further metrics are those of the base run. Alternatives have none.
+FURTHER = {
+    row: further.get(
+        CONFIG.further_metric(row).use, **CONFIG.further_metric(row).settings
+    )
+    for row in CONFIG.further_metrics
+}
+METRICS = [f"{RESULTS}/tables/metrics_{model}.csv" for model in MODELS if FURTHER]
+AGREEMENT = [
+    f"{RESULTS}/figures/metric_agreement_{model}.png" for model in MODELS if FURTHER
+]
 SENSITIVITY = f"{RESULTS}/claims/sensitivity.csv"
 TORNADO = (
     [Path(SENSITIVITY).with_suffix(".png").as_posix()] if CONFIG.alternatives else []
@@ -116,6 +128,7 @@ wildcard_constraints:
     replicate=r"\d+",
     variant="|".join({name for each in CONFIGS.values() for name in each.variant_names}),
     method="[A-Za-z0-9_-]+",
+    metric="[A-Za-z0-9_-]+",
     shard=r"\d+",
     number=r"\d+",
 
@@ -186,11 +199,7 @@ def statistics_of(wildcards):
 
 def maps_inputs(wildcards):
     """The feature statistics, for a method that requires them."""
-    settings = CONFIGS[wildcards.run].method_settings(wildcards.method)
-    method = attribution.method_of(wildcards.method, settings)
-    if "statistics" in attribution.requirements(method):
-        return {"statistics": [statistics_of(wildcards)]}
-    return {}
+    return _statistics_for([wildcards.method], wildcards)
 
 
 def heavy_maps_of(wildcards):
@@ -204,6 +213,61 @@ def heavy_maps_of(wildcards):
             place = f"{root}/{wildcards.model}/{replicate}/{variant}/maps"
             files.append(f"{place}/{method}/{wildcards.shard}.parquet")
     return files
+
+
+def light_maps_inputs(wildcards):
+    """The feature statistics, if a method of one pass requires them."""
+    methods = CONFIGS[wildcards.run].light_methods(wildcards.variant)
+    return _statistics_for(methods, wildcards)
+
+
+def stored_maps_of(wildcards):
+    """All maps of one shard of a variant: those of the methods of one pass, and each other method's."""
+    run, replicate = CONFIGS[wildcards.run], int(wildcards.replicate)
+    place = f"results/{wildcards.run}/{wildcards.model}/{replicate}/{wildcards.variant}"
+    return [
+        f"{place}/light_maps/{wildcards.shard}.parquet",
+        *(
+            f"{place}/maps/{method}/{wildcards.shard}.parquet"
+            for method in run.heavy_methods(wildcards.variant, replicate)
+        ),
+    ]
+
+
+def metric_inputs(wildcards):
+    """The images and the weights, for a metric that requires them, and the statistics, for methods that require those."""
+    if FURTHER[wildcards.metric].requires == "maps":
+        return {}
+    inputs = {"root": DATA, "weights": [network_of(wildcards)]}
+    if FURTHER[wildcards.metric].requires == "network":
+        return inputs
+    methods = CONFIGS[wildcards.run].methods_of(
+        wildcards.variant, int(wildcards.replicate)
+    )
+    return inputs | _statistics_for(methods, wildcards)
+
+
+def _statistics_for(methods, wildcards):
+    config = CONFIGS[wildcards.run].for_model(wildcards.model)
+    needed = any(
+        "statistics"
+        in attribution.requirements(
+            attribution.method_of(row, config.method_settings(row))
+        )
+        for row in methods
+    )
+    return {"statistics": [statistics_of(wildcards)]} if needed else {}
+
+
+def metrics_of(model):
+    """The values of the further metrics of a network: a file for each metric, replicate, variant and shard."""
+    return [
+        f"{RESULTS}/{model}/{replicate}/{variant}/metrics/{row}/{shard}.parquet"
+        for row in FURTHER
+        for replicate in range(CONFIG.methods_on.replicates)
+        for variant in CONFIG.methods_on.variants
+        for shard in range(CONFIG.shards)
+    ]
 
 
 def evaluations_of(run, model):

@@ -43,7 +43,7 @@ rule report:
         claims=CLAIMS,
         tables=TABLES,
         comparisons=expand(f"{RESULTS}/tables/comparisons_{{model}}.csv", model=MODELS),
-        figures=FIGURES + TORNADO,
+        figures=FIGURES + TORNADO + AGREEMENT,
         thumbnails=expand(f"{RESULTS}/report/maps/{{model}}", model=MODELS),
         evaluations=[
             f"{RESULTS}/{model}/0/evaluation/{shard}"

@@ -80,6 +80,64 @@ if len(MODELS) > 1:
             f"{RESULTS}/tables/table4.csv",
 
 
+if FURTHER:
+
+    rule metrics:
+        """The further metrics: a table of each network, and how far the metrics' rankings agree."""
+        input:
+            METRICS,
+            AGREEMENT,
+
+    for model in MODELS:
+
+        rule:
+            name:
+                f"metrics_{model}"
+            # The further metrics of a network with ranks, and Kendall's tau between the metrics' rankings.
+            input:
+                metrics=metrics_of(model),
+                evaluations=evaluations_of(CONFIG.name, model),
+                published="results/published",
+            output:
+                csv=report(
+                    f"{RESULTS}/tables/metrics_{model}.csv",
+                    caption="../report/metrics.rst",
+                    category="Tables",
+                    labels={"table": "further metrics", "network": model},
+                ),
+                text=f"{RESULTS}/tables/metrics_{model}.md",
+                png=report(
+                    f"{RESULTS}/figures/metric_agreement_{model}.png",
+                    caption="../report/metric_agreement.rst",
+                    category="Figures",
+                    labels={"figure": "metrics' agreement", "network": model},
+                ),
+                others=[
+                    f"{RESULTS}/figures/metric_agreement_{model}.{kind}"
+                    for kind in ("pdf", "csv")
+                ],
+            log:
+                f"{RESULTS}/logs/metrics_{model}.log",
+            benchmark:
+                f"{RESULTS}/benchmarks/metrics_{model}.tsv"
+            localrule: True
+            conda:
+                "../../environment.yml"
+            params:
+                model=model,
+                records=RECORDS,
+                settings=step_of(CONFIG, "metrics", model=model).to_json(),
+                metrics=lambda wildcards, input: each("metric", input.metrics),
+                evaluations=lambda wildcards, input: each(
+                    "evaluation", input.evaluations
+                ),
+                code=step_of(CONFIG, "metrics", model=model).code(),
+            shell:
+                "ibsgl metrics --model {params.model} {params.metrics:q} {params.evaluations:q} --published {input.published:q}"
+                " --settings {params.settings:q} --records {params.records:q} --out {output.csv:q} --plot {output.png:q}"
+                " 2> {log:q}"
+
+
 rule claims:
     """The paper's claims with their verdicts: effect, interval, every replicate's value, one sentence each."""
     input:

@@ -218,6 +218,18 @@ _FIGURES = {
     "training": "Training: how well the networks classify the held-out images, with and without guidance.",
     "sensitivity": "Sensitivity: how each alternative changes the effects behind the claims.",
 }
+
+
+def _agreement(stem: str) -> str:
+    """The text of the figure of a network's further metrics; of a figure that is not known, its name."""
+    model = stem.removeprefix("metric_agreement_")
+    return (
+        stem
+        if model == stem
+        else f"Agreement of the metrics on {model}: Kendall's τ between their rankings of the methods."
+    )
+
+
 # Pixels of a figure per pixel of the page.
 _DENSITY = 2
 
@@ -228,7 +240,7 @@ def figure(png: Path) -> dict[str, Any]:
         width, height = image.size
     return {
         "file": png.stem,
-        "text": _FIGURES.get(png.stem, png.stem),
+        "text": _FIGURES.get(png.stem) or _agreement(png.stem),
         "width": width // _DENSITY,
         "height": height // _DENSITY,
     }

@@ -1,0 +1,95 @@
+"""Files of one further metric: one Parquet file per variant and shard, with one row per (method, image, class)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ibsgl.files import named
+from ibsgl.reporting.columns import METADATA_KEY, PAIR
+from ibsgl.seals import sealed
+
+_SCHEMA = pa.schema(
+    {
+        "method": pa.string(),
+        "image_id": pa.string(),
+        "class_name": pa.string(),
+        "target": pa.int64(),
+        "value": pa.float64(),
+    }
+)
+# What the metadata of a file has.
+_FACTS = {"model", "replicate", "variant", "reasons", "settings", "seconds", "started", "data_digest"}
+
+
+def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
+    """Write what :func:`ibsgl.evaluation.further.measure_further` has returned, with ``facts`` in the schema.
+
+    Args:
+        out: the file.
+        table: its rows.
+        facts: ``model``, ``replicate``, ``variant``, the ``reasons`` of methods without values,
+            ``settings``, ``started``, ``seconds``, ``data_digest``, and others.
+    """
+    content = pa.Table.from_pandas(table[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
+    with sealed(out) as temporary:
+        pq.write_table(content.replace_schema_metadata({METADATA_KEY: json.dumps(facts)}), temporary)
+
+
+class MetricFiles(NamedTuple):
+    """The values of the further metrics of one network.
+
+    Attributes:
+        values: one row per (metric, variant, replicate, method, pair): ``metric`` (the config's name), ``value``, NaN for none.
+        reasons: by (metric, variant, method), why it has no values at all.
+        facts: the metadata of each file, by its path.
+    """
+
+    values: pd.DataFrame
+    reasons: dict[tuple[str, str, str], str]
+    facts: dict[Path, dict[str, Any]]
+
+
+def read_metrics(files: Iterable[str | Path]) -> MetricFiles:
+    """The files …/<variant>/metrics/<metric>/<shard>.parquet of one network.
+
+    Raises:
+        ValueError: there are none, one is no such file, a row is doubled, or they are of different data or networks. The
+            message names a file.
+    """
+    frames: list[pd.DataFrame] = []
+    reasons: dict[tuple[str, str, str], str] = {}
+    facts: dict[Path, dict[str, Any]] = {}
+    for path in sorted(map(Path, files), key=str):
+        with named(path):
+            table = pq.read_table(path)
+            table.validate(full=True)
+            found = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+            if table.schema.remove_metadata() != _SCHEMA or not isinstance(found, dict) or not found.keys() >= _FACTS:
+                raise ValueError(f"{path} has no values of a further metric; delete it and run again")
+        metric = path.parent.name
+        names = {key: found[key] for key in ("variant", "replicate", "model")}
+        frames.append(table.to_pandas().assign(metric=metric, **names))
+        reasons |= {(metric, found["variant"], method): reason for method, reason in found["reasons"].items()}
+        facts[path] = found
+    if not frames:
+        raise ValueError("there are no values of further metrics to read")
+    for key in ("model", "data_digest"):
+        by_value = {found[key]: path for path, found in facts.items()}
+        if len(by_value) > 1:
+            first, second = list(by_value.values())[:2]
+            raise ValueError(f"{first} and {second} differ in {key}; give the files of one network and data set")
+    values = pd.concat(frames, ignore_index=True)
+    doubled = values.duplicated(["metric", "variant", "replicate", "method", *PAIR])
+    if doubled.any():
+        row = values[doubled].iloc[0]
+        raise ValueError(f"there are several values of {row['metric']} for {row['image_id']}; give each file only once")
+    # In one order, so that no sum depends on the shards.
+    values = values.sort_values(["metric", "variant", "replicate", "method", *PAIR], ignore_index=True)
+    return MetricFiles(values, reasons, facts)
