@@ -113,6 +113,8 @@ class SISE:
             ValueError: the network does not have the stages.
         """
         check_batch(images, targets)
+        if not (network.stages if self.layers == "before" else network.reduced):
+            raise ValueError(f"sise: {missing_stages(self.layers)}")
         saliency = images.new_zeros(len(images), *images.shape[-2:])
         sizes = same_image_groups(images).unique(return_counts=True)[1].tolist()
         with evaluating(network), torch.no_grad():
