@@ -113,13 +113,14 @@ class SISE:
             ValueError: the network does not have the stages.
         """
         check_batch(images, targets)
+        if not (network.stages if self.layers == "before" else network.reduced):
+            raise ValueError(f"sise: {missing_stages(self.layers)}")
         saliency = images.new_zeros(len(images), *images.shape[-2:])
         sizes = same_image_groups(images).unique(return_counts=True)[1].tolist()
         with evaluating(network), torch.no_grad():
-            places = range(len(images))
-            for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
-                place = slice(start, start + size)
-                saliency[place] = self._explain(network, images[places[place][0]], targets[place])
+            for end, size in zip(accumulate(sizes), sizes, strict=True):
+                start = end - size
+                saliency[start:end] = self._explain(network, images[start], targets[start:end])
         return saliency
 
     def _explain(self, network: SplitNetwork, image: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -336,6 +336,8 @@ def test_example_of_the_api():
 
 def test_example_of_a_network(examples):
     network = examples["my_networks.py"]["mobilenet"](3).eval()
+    maps, _ = network.stage_maps(torch.rand(1, 3, 64, 64))
+    assert [found.shape[-1] for found in maps] == [32, 16, 8, 4, 2]
     assert isinstance(network, SplitNetwork)
     with torch.inference_mode():
         features = network.stem(torch.rand(1, 3, 64, 64))

@@ -241,7 +241,7 @@ def test_matches_a_plain_loop(networks, images, targets, name, settings):
 def test_a_network_without_stages_is_an_error(networks, images, targets):
     bare = SplitNetwork(networks["vgg"].stem, networks["vgg"].head)
     for layers, key in (("before", "stages"), ("after", "reduced")):
-        with pytest.raises(ValueError, match=rf"the network has no {key}; .* SplitNetwork\(\.\.\., {key}="):
+        with pytest.raises(ValueError, match=rf"^sise: the network has no {key}; .* SplitNetwork\(\.\.\., {key}="):
             SISE(layers=layers)(bare, images, targets)
         with pytest.raises(ValueError, match=f"sise: the network has no {key}"):
             SISE(layers=layers).stage_cost(StageChannels())
