@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ibsgl.attribution.adapters.base import Adapter, Sign, known, load, signed, sorted_arguments
+from ibsgl.networks.small import BasicBlock
 from ibsgl.networks.split import Normalize, SplitNetwork
 
 COMPOSITES = (
@@ -106,8 +107,6 @@ def _canonizer() -> Any:
     from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
     from zennit.layer import Sum
     from zennit.torchvision import ResNetCanonizer
-
-    from ibsgl.networks.small import BasicBlock
 
     def summed(block: BasicBlock, x: torch.Tensor) -> torch.Tensor:
         both = torch.stack([block.second(block.first(x)), block.shortcut(x)], dim=-1)
