@@ -19,10 +19,13 @@ from ibsgl.config.schema import Config
 from ibsgl.config.steps import STEPS
 from ibsgl.data.loading import ImageDataset
 from ibsgl.data.sources import DataSource
+from ibsgl.guidance import training_losses
+from ibsgl.guidance.teachers import teacher_map
 from ibsgl.metrics import METRICS, Evidence, Metric, further
 from ibsgl.networks import SplitNetwork
 from ibsgl.reporting.claims import read_claims
 from ibsgl.reporting.verdicts import MINIMUM_REPLICATES, Verdict
+from ibsgl.saliency import gradient_saliency
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -386,6 +389,28 @@ def test_example_of_a_metric(examples):
     region = torch.tensor([[[False, True], [False, False]]]).expand(2, 2, 2)
     p = torch.ones(2)
     assert metric()(Evidence(saliency, region, p, p)).tolist() == [1.0, 0.0]
+
+
+def test_example_of_a_guidance_loss_and_a_teacher(examples, networks, images, targets):
+    names = examples["my_package/guidance.py"]
+    network, labels = networks["vgg"], torch.nn.functional.one_hot(targets, 4).float()
+    teacher = names["Middle"](width=0.2)
+
+    def losses(teach):
+        return training_losses(network, images, labels, targets, names["Distance"](weight=10.0), teach=teach)
+
+    found = losses(lambda features: teacher_map("middle", teacher, features, targets, None, None))
+    assert found["guidance"].shape == (3,)
+    assert (found["guidance"] > 0).all()
+    torch.testing.assert_close(found["loss"], found["classification"] + 10 * found["guidance"])
+    found["loss"].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
+    # L^c itself has no distance.
+    nothing = losses(lambda features: gradient_saliency(network.head, features, targets))
+    torch.testing.assert_close(nothing["guidance"], torch.zeros(3), atol=1e-6, rtol=0)
+    map_of_two = teacher(torch.rand(2, 5, 3, 4), None, None, None)
+    assert map_of_two.shape == (2, 3, 4)
+    assert map_of_two[0].argmax() in (5, 6)
 
 
 def test_example_of_a_data_source(examples, tmp_path):
