@@ -369,7 +369,9 @@ def test_example_of_a_further_metric(examples):
 
 
 def test_the_page_of_metrics_has_every_metric_that_is_built_in(reference):
-    named = re.findall(r"^\| `(\w+)` \|.*\|.*\|.*\|.+\|$", text_of("docs/metrics.md").partition("## Quantus")[0], flags=re.M)
+    named = re.findall(
+        r"^\| `(\w+)` \|.*\|.*\|.*\|.+\|$", text_of("docs/metrics.md").partition("## Quantus")[0], flags=re.M
+    )
     assert sorted(named) == reference._own_metrics()
 
 

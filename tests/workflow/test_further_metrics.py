@@ -64,7 +64,9 @@ def test_added_to_a_finished_run_they_make_the_maps_of_one_pass_and_no_others(me
     ],
     ids=["metrics", "settings"],
 )
-def test_a_metric_that_is_added_to_further_metrics_computes_no_map_and_no_other_metric(dry_run, measured, request, more):
+def test_a_metric_that_is_added_to_further_metrics_computes_no_map_and_no_other_metric(
+    dry_run, measured, request, more
+):
     folder, _ = measured
     configfile = configured(folder, request.node.callspec.id, further_metrics=METRICS | more)
     # Where Snakemake has made the table itself, it sees that its inputs are others.
