@@ -57,6 +57,9 @@ def _check_methods(config: Config, model: str) -> None:
         for method in (*BUILT_IN_METHODS, *SANITY_METHODS)
     }
     for method, settings in resolved.methods.items():
+        base = config.methods.get(method, settings)
+        if attribution.method_of(method, settings) != attribution.method_of(method, base):
+            raise ConfigError(f"models.{model}.override.methods.{method}.use: a row is one method on all networks")
         try:
             label = attribution.row(method, settings).label
         except (ValueError, TypeError) as error:

@@ -274,6 +274,7 @@ class _Twice(nn.Module):
         return self.relu(self.second(self.relu(self.first(x))))
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting forward")
 def test_the_reasons_are_true(network, images, targets):
     network.float()
     with pytest.raises(TypeError, match="Normalize"):

@@ -134,6 +134,8 @@ def test_overrides_and_alternatives_change_a_rows_settings():
     )
     assert settings.for_model("vgg").method_settings("r") == {"use": "rise", "masks": 5}
     assert settings.alternative("more").for_model("resnet").method_settings("r") == {"use": "rise", "masks": 11}
+    with pytest.raises(config.ConfigError, match=r"models\.vgg\.override\.methods\.r\.use: a row is one method on all"):
+        loaded(methods={"r": {"use": "rise"}}, models__vgg__override={"methods": {"r": {"use": "gradcam"}}})
     with pytest.raises(config.ConfigError, match=r"alternatives\.wrong\.methods\.r: no saliency method"):
         loaded(methods={"r": {"use": "rise"}}, alternatives={"wrong": {"methods": {"r": {"use": "x"}}}})
 

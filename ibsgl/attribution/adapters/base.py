@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,10 +20,10 @@ from torch import nn
 
 from ibsgl.networks.split import SplitNetwork, check_batch
 from ibsgl.randomness import Generators, draw
+from ibsgl.settings import LARGEST
 
 # What becomes of negative values.
 Sign = Literal["absolute", "positive"]
-_LARGEST = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +164,8 @@ def _check_value(key: str, value: Any) -> None:
         for part in value:
             _check_value(key, part)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value) or abs(value) > _LARGEST:
-            raise ValueError(f"{key}: {value:g} is not a number of at most {_LARGEST:g}")
+        if not abs(value) <= LARGEST:
+            raise ValueError(f"{key}: {value:g} is not a number of at most {LARGEST:g}")
     elif not (value is None or isinstance(value, bool | str)):
         raise ValueError(f"{key}: give a number, a text, true, false or a list of them, not {value!r}")
 
