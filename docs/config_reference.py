@@ -77,7 +77,10 @@ def values(annotation: Any, metadata: list[Any] | None = None) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("`null`" if part is type(None) else values(part, metadata) for part in arguments)
     if origin in (list, tuple):
-        kind, space, limits = values(arguments[0]).partition(" ")
+        inner = values(arguments[0])
+        if not inner[0].isalpha():
+            return f"list of numbers {inner}"
+        kind, space, limits = inner.partition(" ")
         return f"list of {kind}s{space}{limits}"
     if origin in (dict, Mapping) and arguments[1] is not Any:
         return f"mapping: name to {values(arguments[1])}"

@@ -76,12 +76,13 @@ def metric_table(
         value's unit, or "not comparable", or empty) with its ``source``, and ``reason``, why there are no values.
     """
     printed = _published(measurements, config, model, published_dir)
+    metrics = metrics_in(config)
     groups = dict(iter(files.values.groupby(["variant", "method", "metric"], sort=False)))
     rows: list[dict[str, Any]] = []
     for variant in config.methods_on.variants:
         for method in config.methods_of(variant):
             name = attribution.row(method, config.method_settings(method)).label
-            for row, use, label, metric in metrics_in(config):
+            for row, use, label, metric in metrics:
                 if (variant, method, row) not in groups:
                     raise ValueError(
                         f"{model}: there are no values of {row} for {method} on {variant}; measure them again"
@@ -97,7 +98,7 @@ def metric_table(
                     | {"published": value, "source": source, "reason": files.reasons.get((row, variant, method), "")}
                 )
     table = pd.DataFrame(rows)
-    for row, _, _, metric in metrics_in(config):
+    for row, _, _, metric in metrics:
         if metric.higher_is_better is None:
             continue
         ranked = table[(table["metric"] == row) & ~table["method"].isin(SANITY_METHODS)]

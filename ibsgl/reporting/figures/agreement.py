@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ibsgl.reporting.figures.style import LETTERS_PER_INCH, LINE_HEIGHT, NOTE_STYLE, STYLE
 
 # Inches of one cell, of a letter of the metrics' names beside and below the cells, and of the rest: title, scale and margins.
-_CELL, _LETTER, _REST = 0.36, 0.066, 0.7
+_CELL, _LETTER, _REST = 0.36, 0.076, 0.7
 _DARK = 0.6
 
 
