@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, describe
+from ibsgl.config.schema import describe
 from ibsgl.reporting.claim_texts import interval_text
 from ibsgl.reporting.comparisons import METRIC_LABELS, by_replicate_text, difference_unit, estimate_difference
 from ibsgl.reporting.measurements import Measurements, Quantity
@@ -316,10 +316,11 @@ def _metric(metric: str, multilabel: bool) -> str:
 
 
 def _methods(claim: Claim, measurements: Measurements, variant: str) -> list[str]:
-    """The claim's methods and every other saliency method that was run on ``variant``."""
+    """The claim's methods; on another variant than the pretrained one, those that were run there."""
+    if variant == PRETRAINED:
+        return claim.methods
     run = measurements.methods(variant)
-    named = claim.methods if variant == PRETRAINED else [method for method in claim.methods if method in run]
-    return [*named, *(method for method in run if method not in (*named, *BUILT_IN_METHODS, *SANITY_METHODS))]
+    return [method for method in claim.methods if method in run]
 
 
 def _absent(measurements: Measurements, quantity: Quantity, variants: Sequence[str]) -> str:

@@ -2,11 +2,12 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from PIL import Image
-from workspaces import by_hand, configured, job, workspace
+from workspaces import by_hand, configured, job, with_flipped_bits, workspace
 
 METRICS = {"pointing_game": None, "deletion": {"steps": 2}, "model_randomisation": {"stages": 1}}
 LIGHT = {job("light_maps", variant, "0") for variant in ("pretrained", "guided")}
@@ -35,11 +36,11 @@ def without(dry_run, fork, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(dry_run, fork, without):
-    """The same run with further metrics, and the jobs that they have added."""
+    """The same run with further metrics, the jobs that they have added, and the commands of these."""
     folder, _ = without
     jobs, output = dry_run(folder, configured(folder, "further", further_metrics=METRICS), "metrics")
     fork(by_hand, folder, commands(output))
-    return folder, jobs
+    return folder, jobs, commands(output)
 
 
 @pytest.mark.slow
@@ -50,7 +51,7 @@ def test_without_further_metrics_there_are_none_of_their_jobs(without):
 
 @pytest.mark.slow
 def test_added_to_a_finished_run_they_make_the_maps_of_one_pass_and_no_others(measured):
-    _, jobs = measured
+    _, jobs, _ = measured
     assert jobs == LIGHT | metric_jobs(*METRICS) | RESULT
 
 
@@ -67,7 +68,7 @@ def test_added_to_a_finished_run_they_make_the_maps_of_one_pass_and_no_others(me
 def test_a_metric_that_is_added_to_further_metrics_computes_no_map_and_no_other_metric(
     dry_run, measured, request, more
 ):
-    folder, _ = measured
+    folder, *_ = measured
     configfile = configured(folder, request.node.callspec.id, further_metrics=METRICS | more)
     # Where Snakemake has made the table itself, it sees that its inputs are others.
     jobs, _ = dry_run(folder, configfile, "metrics", "--forcerun", "metrics_resnet")
@@ -76,7 +77,7 @@ def test_a_metric_that_is_added_to_further_metrics_computes_no_map_and_no_other_
 
 @pytest.mark.slow
 def test_the_table_and_the_plot_are_there(measured):
-    folder, _ = measured
+    folder, *_ = measured
     results = folder / "results" / "minimal"
     table = pd.read_csv(results / "tables" / "metrics_resnet.csv")
     assert set(table["metric"]) == set(METRICS)
@@ -91,3 +92,11 @@ def test_the_table_and_the_plot_are_there(measured):
     # Five metrics of the paper and three more, each with itself and each other.
     assert len(taus) == 2 * 8 * 9 / 2
     assert taus["tau"].dropna().between(-1, 1).all()
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_any_file_that_they_read_is_found(fork, measured):
+    folder, _, called = measured
+    found = fork(with_flipped_bits, folder, called, 0)
+    assert {Path(file).parts[-3] for file, _ in found} >= {"maps", "metrics"}
+    assert [pair for pair in found if not pair[1].startswith(f"{pair[0]} has changed since it was written")] == []

@@ -143,6 +143,7 @@ READ = (
     "--index",
     "--weights",
     "--maps",
+    "--metric",
     "--statistics",
     "--bottleneck",
     "--evaluation",
