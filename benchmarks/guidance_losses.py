@@ -198,7 +198,9 @@ def main(
     table = pd.DataFrame(rows)
     with written(out) as temporary:
         table.to_csv(temporary, index=False)
-    texts = {"objectives": objective_table(settings, table), "effects": effects_table(settings, table)}
+    trainings = f"Trainings of each variant: {table['replicates'].min()}."
+    tables = {"objectives": objective_table(settings, table), "effects": effects_table(settings, table)}
+    texts = {name: f"{trainings}\n\n{text}" for name, text in tables.items()}
     old = page.read_text(encoding="utf-8")
     page.write_text(TABLE.sub(lambda match: f"{match[1]}\n{texts[match['name']]}\n\n{match[3]}", old), encoding="utf-8")
     typer.echo("\n\n".join(texts.values()))
