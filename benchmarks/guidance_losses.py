@@ -31,7 +31,7 @@ from ibsgl.guidance.teachers import other_pairs
 from ibsgl.inference import pair_batches
 from ibsgl.networks import SplitNetwork, evaluating
 from ibsgl.randomness import generator
-from ibsgl.reporting.comparisons import METRIC_LABELS, comparison_table
+from ibsgl.reporting.comparisons import METRIC_LABELS, by_replicate_text, comparison_table
 from ibsgl.reporting.measurements import read_measurements
 from ibsgl.reporting.statistics import Estimate, crossed_estimate
 from ibsgl.training.variants import CONTROL
@@ -120,7 +120,7 @@ def held_out_differences(settings: Config, model: str, place: Path, data: ImageD
 def _row(variant: str, metric: str, estimate: Estimate) -> dict[str, object]:
     return {
         **{"variant": variant, "metric": metric, "value": estimate.mean, "low": estimate.low, "high": estimate.high},
-        **{"replicates": estimate.replicates, "images": estimate.images},
+        **{"replicates": estimate.replicates, "images": estimate.images, "by_replicate": by_replicate_text(estimate)},
     }
 
 
@@ -131,8 +131,8 @@ def test_differences(settings: Config, model: str, place: Path) -> Iterator[dict
     for row in table[table["metric"].isin(SHOWN)].itertuples():
         variant, _, other = str(row.comparison).partition(" - ")
         if other == CONTROL:
-            estimate = {key: getattr(row, key) for key in ("metric", "value", "low", "high", "replicates", "images")}
-            yield {"variant": variant} | estimate
+            keys = ("metric", "value", "low", "high", "replicates", "images", "by_replicate")
+            yield {"variant": variant} | {key: getattr(row, key) for key in keys}
 
 
 def objective_table(settings: Config, table: pd.DataFrame) -> str:
@@ -198,7 +198,9 @@ def main(
     table = pd.DataFrame(rows)
     with written(out) as temporary:
         table.to_csv(temporary, index=False)
-    texts = {"objectives": objective_table(settings, table), "effects": effects_table(settings, table)}
+    trainings = f"Trainings of each variant: {table['replicates'].min()}."
+    tables = {"objectives": objective_table(settings, table), "effects": effects_table(settings, table)}
+    texts = {name: f"{trainings}\n\n{text}" for name, text in tables.items()}
     old = page.read_text(encoding="utf-8")
     page.write_text(TABLE.sub(lambda match: f"{match[1]}\n{texts[match['name']]}\n\n{match[3]}", old), encoding="utf-8")
     typer.echo("\n\n".join(texts.values()))
