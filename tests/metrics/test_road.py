@@ -81,5 +81,5 @@ def test_what_is_wrong_is_said(monkeypatch):
         raise road.PackageNotFoundError(name)
 
     monkeypatch.setattr(road, "version", missing)
-    with pytest.raises(ValueError, match="road: the library is not installed; run: pip install grad-cam"):
+    with pytest.raises(ValueError, match="road: grad-cam is not installed"):
         get("road")

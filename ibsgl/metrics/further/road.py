@@ -47,7 +47,7 @@ class ROAD:
         try:
             return f"grad-cam {version('grad-cam')}"
         except PackageNotFoundError:
-            raise ValueError("road: the library is not installed; run: pip install grad-cam") from None
+            raise ValueError("road: grad-cam is not installed; install ibsgl[grad-cam]") from None
 
     def forward_passes(self) -> int:
         """Two for each percentage."""
