@@ -3,14 +3,14 @@
     snakemake --configfile config/shapes.yaml config/losses.yaml
     python benchmarks/guidance_losses.py
 
-It writes docs/measured/guidance-losses.csv and the tables of docs/guidance-losses.md. Every value is a variant − control,
-paired by image and training, with a 95 % interval over both.
+It writes docs/measured/guidance-losses.csv and the tables of docs/guidance-losses.md. Every value is a variant − control, or
+guided − a variant, paired by image and training, with a 95 % interval over both.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +34,7 @@ from ibsgl.randomness import generator
 from ibsgl.reporting.comparisons import METRIC_LABELS, by_replicate_text, comparison_table
 from ibsgl.reporting.measurements import read_measurements
 from ibsgl.reporting.statistics import Estimate, crossed_estimate
-from ibsgl.training.variants import CONTROL
+from ibsgl.training.variants import CONTROL, GUIDED
 
 CPU, BATCH = torch.device("cpu"), 64
 # A guidance loss may cost this much of the control's held-out accuracy; docs/guidance-scan.md has the rule.
@@ -119,20 +119,27 @@ def held_out_differences(settings: Config, model: str, place: Path, data: ImageD
 
 def _row(variant: str, metric: str, estimate: Estimate) -> dict[str, object]:
     return {
-        **{"variant": variant, "metric": metric, "value": estimate.mean, "low": estimate.low, "high": estimate.high},
+        **{
+            "variant": variant,
+            "minus": CONTROL,
+            "metric": metric,
+            "value": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+        },
         **{"replicates": estimate.replicates, "images": estimate.images, "by_replicate": by_replicate_text(estimate)},
     }
 
 
 def test_differences(settings: Config, model: str, place: Path) -> Iterator[dict[str, object]]:
-    """The differences variant − control of the comparisons table, of :data:`SHOWN`."""
+    """The differences variant − control and guided − variant of the comparisons table, of :data:`SHOWN`."""
     measured = read_measurements(place.glob(f"{model}/*/evaluation/*"))
     table = comparison_table(measured, settings.variant_names, multilabel=settings.data.multilabel)
     for row in table[table["metric"].isin(SHOWN)].itertuples():
         variant, _, other = str(row.comparison).partition(" - ")
-        if other == CONTROL:
+        if other == CONTROL or (variant == GUIDED and other in settings.trained_variants):
             keys = ("metric", "value", "low", "high", "replicates", "images", "by_replicate")
-            yield {"variant": variant} | {key: getattr(row, key) for key in keys}
+            yield {"variant": variant, "minus": other} | {key: getattr(row, key) for key in keys}
 
 
 def objective_table(settings: Config, table: pd.DataFrame) -> str:
@@ -144,7 +151,7 @@ def objective_table(settings: Config, table: pd.DataFrame) -> str:
     ]
     for variant in settings.trained_variants[1:]:
         guidance = settings.guidance_of(variant)
-        rows = table[table["variant"] == variant].set_index("metric")
+        rows = _rows(table, variant, CONTROL)
         control, change, cost = (
             rows.loc[f"held_out_{key}"] for key in ("control's objective", "objective", "accuracy")
         )
@@ -166,17 +173,26 @@ def objective_table(settings: Config, table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def effects_table(settings: Config, table: pd.DataFrame) -> str:
-    """One line per variant: the differences on the test images."""
-    lines = [f"| variant | {' | '.join(METRIC_LABELS[metric] for metric in SHOWN)} |", f"|---|{'---:|' * len(SHOWN)}"]
-    for variant in settings.trained_variants[1:]:
-        rows = table[table["variant"] == variant].set_index("metric")
-        lines.append(f"| {variant} | {' | '.join(_interval(rows.loc[metric]) for metric in SHOWN)} |")
+def effects_table(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> str:
+    """One line per pair of variants: the differences, first − second, on the test images."""
+    labels = [METRIC_LABELS[metric] for metric in SHOWN]
+    lines = [f"| variants | {' | '.join(labels)} |", f"|---|{'---:|' * len(SHOWN)}"]
+    for first, second in pairs:
+        rows = _rows(table, first, second)
+        cells = [f"{first} − {second}", *(_interval(rows.loc[metric]) for metric in SHOWN)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _rows(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """The differences of two variants, by metric."""
+    return table[(table["variant"] == first) & (table["minus"] == second)].set_index("metric")
+
+
 def _interval(row: pd.Series) -> str:
-    return f"{row['value']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
+    # Sums of numbers that cancel leave a rest of rounding.
+    value, low, high = (0.0 if abs(row[key]) < 1e-9 else row[key] for key in ("value", "low", "high"))
+    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
 @app.command()
@@ -188,7 +204,7 @@ def main(
     out: Annotated[Path, typer.Option(help="All differences as CSV.")] = Path("docs/measured/guidance-losses.csv"),
     page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/guidance-losses.md"),
 ) -> None:
-    """Compare every variant of a finished run with the control, and write the differences."""
+    """Compare every variant of a finished run with the control and with `guided`, and write the differences."""
     settings = config.read(configfiles, data=False)
     model, place = next(iter(settings.models)), results / settings.name
     settings = settings.for_model(model)
@@ -199,7 +215,12 @@ def main(
     with written(out) as temporary:
         table.to_csv(temporary, index=False)
     trainings = f"Trainings of each variant: {table['replicates'].min()}."
-    tables = {"objectives": objective_table(settings, table), "effects": effects_table(settings, table)}
+    variants = settings.trained_variants[1:]
+    tables = {
+        "objectives": objective_table(settings, table),
+        "effects": effects_table(table, [(variant, CONTROL) for variant in variants]),
+        "guided": effects_table(table, [(GUIDED, variant) for variant in variants if variant != GUIDED]),
+    }
     texts = {name: f"{trainings}\n\n{text}" for name, text in tables.items()}
     old = page.read_text(encoding="utf-8")
     page.write_text(TABLE.sub(lambda match: f"{match[1]}\n{texts[match['name']]}\n\n{match[3]}", old), encoding="utf-8")
