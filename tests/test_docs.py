@@ -264,7 +264,7 @@ def test_files_exist(page):
     folders = "ibsgl|baselines|config|docs|benchmarks|tests|profiles|workflow|results/published|\\.ci|\\.github"
     for code in in_code(text_of(page)):
         for path in re.findall(rf"(?:^|\s)((?:{folders})/[\w./-]*)", code):
-            if not path.startswith(("ibsgl/metrics/pointing", "ibsgl/data/sources/folders")):
+            if not path.startswith(("ibsgl/metrics/hit", "ibsgl/data/sources/folders")):
                 assert (ROOT / path).exists(), path
 
 
@@ -387,7 +387,7 @@ def test_the_page_of_metrics_has_every_metric_that_is_built_in(reference):
 
 
 def test_example_of_a_metric(examples):
-    metric = examples["ibsgl/metrics/pointing.py"]["PointingGame"]
+    metric = examples["ibsgl/metrics/hit.py"]["Hit"]
     assert issubclass(metric, Metric)
     assert metric.key not in METRICS
     assert metric.range == (0.0, 1.0)

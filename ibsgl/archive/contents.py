@@ -16,6 +16,8 @@ from ibsgl import attribution
 from ibsgl.archive.private import shortened, without_path_values
 from ibsgl.config import Config
 from ibsgl.config.steps import step_of
+from ibsgl.guidance.registry import LOSSES, TEACHERS
+from ibsgl.metrics import further
 from ibsgl.provenance import read_records
 from ibsgl.source_code import source_digest
 
@@ -236,9 +238,14 @@ def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def source_digests(config: Config) -> dict[str, str]:
-    """By package, a digest of the code: the benchmark's, and that of a user's own networks and methods."""
+    """By package, a digest of the code: the benchmark's, and that of a user's own networks, methods, metrics and guidance."""
     own = {module for model in config.models for module in config.network(model).modules}
     own |= {attribution.module_of(attribution.method_of(*row)) for row in config.methods.items()}
+    own |= {further.module_of(config.further_metric(row).use) for row in config.further_metrics}
+    for variant in config.trained_variants:
+        guidance = config.guidance_of(variant)
+        own |= {LOSSES.module_of(guidance.loss)} if guidance.loss in LOSSES.names() else set()
+        own |= {TEACHERS.module_of(guidance.teacher)} if guidance.teacher in TEACHERS.names() else set()
     modules = {"ibsgl", "baselines"} | {name for name in own if name.partition(".")[0] not in ("ibsgl", "baselines")}
     return {module: source_digest(module) for module in sorted(modules)}
 

@@ -95,7 +95,7 @@ def report(
         typer.Option(
             "--table",
             callback=reads("table", ".md"),
-            help="table<number>.csv or comparisons_<model>.csv, with .md beside it. Repeatable.",
+            help="table<number>.csv, comparisons_<model>.csv or metrics_<model>.csv, with .md beside it. Repeatable.",
         ),
     ] = [],  # noqa: B006
     figure_files: Annotated[

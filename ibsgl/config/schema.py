@@ -166,7 +166,7 @@ class Config(Settings):
     metrics: MetricSettings = MetricSettings()
     further_metrics: dict[Name, dict[str, Any]] = Field(
         {},
-        description="metrics beside those of Tables 1–4, computed from the stored maps of `methods_on`: a name of your choice, "
+        description="metrics beside those of Tables 1–4, of the maps on `methods_on`: a name of your choice, "
         "then `use` (the metric; by default the name), `label` (in tables) and the metric's own settings",
     )
     deletion: DeletionSettings = DeletionSettings()

@@ -50,7 +50,7 @@ class SaliencyGuided(Settings):
 
     f is the network's distribution over the classes: softmax, and Σ_k p_k (log p_k − log p̃_k). On a multi-label network it is
     the sum over the K decisions, each a distribution over yes and no. Both passes are differentiated in the weights, x̃ is not.
-    The authors' code orders the pixels by the signed gradient unless it is told otherwise (``order``); their text masks small
+    The authors' code orders the pixels by the signed gradient by default (``order``); their text masks small
     gradients. Published: λ = 1, and k = 0.5 for images of digits.
     """
 

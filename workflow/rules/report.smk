@@ -43,6 +43,7 @@ rule report:
         claims=CLAIMS,
         tables=TABLES,
         comparisons=expand(f"{RESULTS}/tables/comparisons_{{model}}.csv", model=MODELS),
+        further=METRICS,
         figures=FIGURES + TORNADO + AGREEMENT,
         thumbnails=expand(f"{RESULTS}/report/maps/{{model}}", model=MODELS),
         evaluations=[
@@ -69,7 +70,7 @@ rule report:
         records=RECORDS,
         settings=settings("report"),
         tables=lambda wildcards, input: each(
-            "table", [*input.tables, *input.comparisons]
+            "table", [*input.tables, *input.comparisons, *input.further]
         ),
         figures=lambda wildcards, input: each("figure", input.figures),
         evaluations=lambda wildcards, input: each("evaluation", input.evaluations),

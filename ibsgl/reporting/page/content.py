@@ -53,7 +53,8 @@ def page_context(
         measured: by network, the measurements of at least the first replicate.
         maps: by network, those of :func:`browser`.
         claims: ``claims.csv``.
-        tables: ``table<number>.csv`` and ``comparisons_<model>.csv``, in any order. A ``.md`` is beside each table.
+        tables: ``table<number>.csv``, ``comparisons_<model>.csv`` and ``metrics_<model>.csv``, in any order. A ``.md`` is
+            beside each table.
         figures: PNG files.
         records: those of :func:`ibsgl.provenance.read_records`.
         published: folder of the published values.
@@ -74,6 +75,7 @@ def page_context(
         "deviations": {model: deviations_of_run(of, config, model, published) for model, of in measured.items()},
         "tables": sorted(numbered, key=lambda table: table["number"]),
         "comparisons": [comparisons(file) for file in tables if file.stem.startswith("comparisons_")],
+        "further": [further_metrics(file) for file in tables if file.stem.startswith("metrics_")],
         "figures": [figure(file) for file in figures],
         "shown_images": max(len({pair["image_id"] for pair in of_model["pairs"]}) for of_model in maps.values()),
         "shown_pairs": max(len(of_model["pairs"]) for of_model in maps.values()),
@@ -165,6 +167,28 @@ def comparisons(csv: Path) -> dict[str, Any]:
     """``comparisons_<model>.csv`` for the template: ``model``, and ``rows`` with texts."""
     table = pd.read_csv(csv, dtype={"by_replicate": str})
     return {"model": csv.stem.removeprefix("comparisons_"), "rows": comparison_rows(table)}
+
+
+def further_metrics(csv: Path) -> dict[str, Any]:
+    """``metrics_<model>.csv`` for the template: ``model``, and ``rows``, in which empty texts stand for what there is not."""
+    table = pd.read_csv(csv, keep_default_na=False)
+    rows = []
+    for row in table.to_dict("records"):
+        known = row["value"] != ""
+        value, low, high = (float(row[key]) if known else 0.0 for key in ("value", "low", "high"))
+        rows.append(
+            {
+                **{
+                    key: row[key]
+                    for key in ("label", "variant", "metric_label", "pairs", "mark", "published", "reason")
+                },
+                "value": row["value"],
+                "text": f"{value:.4f}" if known else "–",
+                "interval": f"[{low:.4f}, {high:.4f}]" if known else "",
+                "rank": int(float(row["rank"])) if row["rank"] != "" else "",
+            }
+        )
+    return {"model": csv.stem.removeprefix("metrics_"), "rows": rows}
 
 
 def run_facts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
