@@ -131,6 +131,20 @@ def test_the_code_of_a_users_network_counts(run, monkeypatch):
     assert source_digests(loaded).keys() == {"ibsgl", "baselines", "my_network"}
 
 
+def test_the_code_of_a_users_metric_and_guidance_counts(run, monkeypatch):
+    from ibsgl.archive import contents
+
+    tree = yaml.safe_load(FILES[0].read_text())
+    changes = {"further_metrics": {"sparseness": None}, "variants": {"mine": {"loss": "energy"}}}
+    loaded = config.parse(tree | changes)
+    monkeypatch.setattr(contents.further, "module_of", lambda name: f"my_metrics.{name}")
+    monkeypatch.setattr(contents.LOSSES, "module_of", lambda name: f"my_losses.{name}")
+    monkeypatch.setattr(contents.TEACHERS, "module_of", lambda name: f"my_teachers.{name}")
+    monkeypatch.setattr(contents, "source_digest", str)
+    found = contents.source_digests(loaded).keys()
+    assert found >= {"my_metrics.sparseness", "my_losses.energy", "my_losses.localization", "my_teachers.bottleneck"}
+
+
 def test_without_an_archive_of_images_only_their_names_are_in_it(run, pack):
     with zipfile.ZipFile(pack(maps=True, weights=True)) as archive:
         assert not any(name.endswith((".jpg", ".db")) or ".snakemake" in name for name in archive.namelist())
