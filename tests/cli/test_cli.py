@@ -67,7 +67,7 @@ def test_version_is_the_installed_one_before_any_command():
 def test_help_lists_every_step_of_the_workflow():
     code, output = ibsgl("--help")
     assert code == 0
-    assert len(SHELL) == 16
+    assert len(SHELL) == 18
     for step in SHELL:
         assert re.search(rf"^  {step}  +\S", output, re.M), step
 
@@ -89,7 +89,7 @@ def test_rules_call_steps_with_options_that_they_have(step):
     used = set(re.findall(r"--[a-z-]+", SHELL[step]))
     assert used <= known
     # These come from a param that lists the files.
-    assert required - used <= {"--weights", "--maps", "--evaluation", "--alternative", "--mirror"}
+    assert required - used <= {"--weights", "--maps", "--evaluation", "--alternative", "--mirror", "--metric"}
 
 
 @pytest.mark.parametrize(
