@@ -113,7 +113,7 @@ def main(
             with torch.no_grad(), autocast(where):
                 statistics = FeatureStatistics().update(network.stem(inputs).float())
             for key in tqdm([*resolved.methods, *config.BUILT_IN_METHODS], desc=model, leave=False):
-                method = attribution.row(key, resolved.method_settings(key))
+                method = attribution.row(key, resolved.method_settings(key)).method
                 context = {"statistics": statistics} if "statistics" in method.requires else {}
                 seconds, peak = time_method(key, method, network, inputs, targets, context)
                 work, _ = method_work(method, facts, Split(images, images), images)

@@ -93,7 +93,7 @@ def test_package_imports_without_the_workflow():
 
     code = (
         "import sys, ibsgl.training.guided, ibsgl.evaluation.held_out, ibsgl.config.steps, ibsgl.cli, ibsgl.reporting.formats;"
-        "from ibsgl import attribution; [attribution.get(n) for n in attribution.names()];"
+        "from ibsgl import attribution; [attribution.METHODS.load(n) for n in attribution.names()];"
         "print([m for m in ('mlflow', 'snakemake', 'torchvision', 'skimage.data') if m in sys.modules])"
     )
     assert (
