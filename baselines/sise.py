@@ -192,12 +192,16 @@ class SISE:
         """The layers' maps V_i (L,B,H,W) in [0,1], the lowest layer first → E (B,H,W)."""
         saliency = layers[0]
         informative = (layers.amax((2, 3)) > layers.amin((2, 3)))[:, :, None, None]
+        begun = informative[0]
         for maps, has_contrast in zip(layers[1:], informative[1:], strict=True):
             threshold = self._threshold(maps)[:, None, None]
             mask = (
                 (_STEEPNESS * (maps - threshold)).sigmoid() if self.mask == "sigmoid" else (maps > threshold).to(maps)
             )
-            saliency = torch.where(has_contrast, (saliency + maps) * mask, saliency)
+            # The first layer that counts is not masked by itself.
+            fused = torch.where(begun, (saliency + maps) * mask, maps)
+            saliency = torch.where(has_contrast, fused, saliency)
+            begun = begun | has_contrast
         return saliency
 
     def _threshold(self, maps: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,8 @@ class Guide(_TrainingStep):
         if guidance.loss == PAPER:
             part |= {"guidance": guidance.model_dump(), "suppression": config.suppression.model_dump()}
         elif guidance.loss != NO_LOSS:
-            part |= {"guidance": guidance.model_dump(exclude=set(PAPER_KEYS))}
+            # With its defaults: that a config writes one of them changes nothing.
+            part |= {"guidance": guidance.model_dump(exclude=set(PAPER_KEYS)) | {"settings": guidance.loss_settings}}
         if guidance.bottleneck_of == "current":
             part |= {"bottleneck": config.bottleneck.model_dump()}
         return part

@@ -34,6 +34,11 @@ def training_losses(
         teach: detached features (B,C,h,w) → the teacher's map (B,h,w), or ``None``. It is called if ``loss`` requires a map.
         region: (B,H,W) bool, the boxes of c. The loss gets them if it requires them.
         generators: one per pair. The loss gets them if it requires them.
+
+    On CUDA the stem runs in bf16, but in float32 for a loss that requires ``image_gradient``.
+
+    Raises:
+        ValueError: the loss does not give one value per pair, or has no gradient.
     """
     requires = frozenset() if loss is None else loss.requires
     if "image_gradient" in requires:
@@ -65,4 +70,14 @@ def training_losses(
             generators=generators if "generators" in requires else None,
         )
     )
+    if added.shape != classification.shape:
+        raise ValueError(
+            f"guidance.loss: {type(loss).__name__} gives the shape {tuple(added.shape)}; it must give one value per pair, "
+            f"{tuple(classification.shape)}"
+        )
+    if not added.requires_grad:
+        raise ValueError(
+            f"guidance.loss: {type(loss).__name__} has no gradient, so it would change nothing; compute gradients inside it "
+            "with create_graph=True"
+        )
     return {"loss": classification + loss.weight * added, "classification": classification, "guidance": added}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from ibsgl.guidance.registry import (
     LOSS_REQUIREMENTS,
@@ -139,6 +140,16 @@ class GuidanceSettings(Settings):
     def bottleneck_of(self) -> Literal["pretrained", "current"] | None:
         """The network whose L^ib the training needs, if it needs L^ib."""
         return self.bottleneck_network if self.requires & {"l_ib", "shuffled"} else None
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """The settings of another loss than ``localization`` with its defaults; empty for ``localization`` and ``none``."""
+        if self.loss in (NO_LOSS, PAPER):
+            return {}
+        loss = LOSSES.get(self.loss, **self.settings)
+        if isinstance(loss, BaseModel):
+            return loss.model_dump(mode="json")
+        return asdict(loss) if is_dataclass(loss) else self.settings
 
     def build_loss(self, suppression: SuppressionSettings | None) -> GuidanceLoss | None:
         """The loss with its settings; ``None`` for ``none``. Only ``localization`` needs the settings of suppression.

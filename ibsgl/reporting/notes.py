@@ -13,6 +13,7 @@ from ibsgl.metrics.localization import Bbox, MIoU
 
 if TYPE_CHECKING:
     from ibsgl.config.schema import Config
+    from ibsgl.guidance.settings import GuidanceSettings
 
 
 def method_notes(config: Config, model: str) -> list[str]:
@@ -46,8 +47,7 @@ def method_notes(config: Config, model: str) -> list[str]:
         f"Region: the class's {metrics.region}, difficult objects: {config.data.list_settings['difficult']}. "
         f"mIoU: {miou}. Bbox: {bbox}.",
         f"AD and AI: {kept}; {average_drop.form} drop.",
-        f"Guidance: {guidance.mode}, {guidance.steps} {guidance.step_unit} step(s) of {guidance.step_size:g}, "
-        f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels, "
+        f"Guidance: {_paper_loss(guidance) if guidance.loss == PAPER else _other_loss(guidance)}, "
         f"{training.epochs} epochs of {training.optimizer} at {training.lr:g}; "
         f"suppression {config.suppression.when}; bottleneck reduction {config.bottleneck.reduction}.",
         *_rows(config),
@@ -67,6 +67,18 @@ def _rows(config: Config) -> list[str]:
     return [f"Rows of the run's own: {'; '.join(rows)}."] if rows else []
 
 
+def _paper_loss(guidance: GuidanceSettings) -> str:
+    return (
+        f"{guidance.mode}, {guidance.steps} {guidance.step_unit} step(s) of {guidance.step_size:g}, "
+        f"D_KL {guidance.divergence.normalise}, {guidance.divergence.reduction} over channels"
+    )
+
+
+def _other_loss(guidance: GuidanceSettings) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in guidance.loss_settings.items())
+    return f"the loss {guidance.loss} ({settings})" + (f", teacher {guidance.teacher}" if guidance.takes_a_map else "")
+
+
 def variant_notes(config: Config, model: str) -> list[str]:
     """What trains each variant of ``model``, one note each: teacher and loss, and whether it sees boxes."""
     config = config.for_model(model)
@@ -75,10 +87,8 @@ def variant_notes(config: Config, model: str) -> list[str]:
         guidance = config.guidance_of(variant)
         what = "trained on without guidance"
         if guidance.loss == PAPER:
-            what = f"the loss {PAPER} ({guidance.mode}), teacher {guidance.teacher}"
+            what = f"the loss {PAPER} ({guidance.mode}, μ {guidance.mu:g}), teacher {guidance.teacher}"
         elif guidance.loss != NO_LOSS:
-            settings = ", ".join(f"{key} {value}" for key, value in guidance.settings.items())
-            what = f"the loss {guidance.loss}" + (f" ({settings})" if settings else "")
-            what += f", teacher {guidance.teacher}" if guidance.takes_a_map else ""
+            what = _other_loss(guidance)
         notes.append(f"Variant {variant}: {what}. Sees boxes: {'yes' if guidance.sees_boxes else 'no'}.")
     return notes

@@ -68,7 +68,7 @@ def train_guided(
         bottleneck: the bottleneck of ``current``.
         statistics: the feature statistics of ``current``.
         name: see :func:`ibsgl.training.epochs.run_epochs`.
-        seed: the training seed, for the order of the pairs and for the teacher ``shuffled``.
+        seed: the training seed, for the order of the pairs, the teacher ``shuffled`` and the draws of a loss.
         noise_seed: the root seed, for the noise of the bottleneck of ``current``; ``None``: ``seed``.
         device, checkpoint, digest: see :func:`ibsgl.training.epochs.run_epochs`.
 

@@ -222,3 +222,31 @@ def test_the_stem_runs_once_except_for_masked_images(networks, images, region, n
     training_losses(networks["resnet"], images, labels, TARGETS, loss, region=region, generators=[generator(0)] * 3)
     handle.remove()
     assert len(calls) == 1 + loss.passes.stem
+
+
+class Constant:
+    """A loss that is ``value`` for each pair, times a feature if it shall have a gradient."""
+
+    requires = frozenset()
+    weight = 1.0
+
+    def __init__(self, shape, gradient):
+        self.shape, self.gradient = shape, gradient
+
+    def __call__(self, batch):
+        value = batch.features.mean()
+        return (value if self.gradient else value.detach()).expand(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (Constant((3, 1), True), r"Constant gives the shape \(3, 1\); it must give one value per pair, \(3,\)"),
+        (Constant((), True), r"Constant gives the shape \(\); it must"),
+        (Constant((3,), False), "Constant has no gradient, so it would change nothing; .* create_graph=True"),
+    ],
+)
+def test_a_loss_must_give_one_value_per_pair_and_a_gradient(networks, images, targets, loss, message):
+    labels = nn.functional.one_hot(targets, 4).float()
+    with pytest.raises(ValueError, match=f"guidance.loss: {message}"):
+        training_losses(networks["resnet"], images, labels, targets, loss)

@@ -5,7 +5,7 @@ import yaml
 from table_rows import ROOT
 
 from ibsgl import config
-from ibsgl.reporting.notes import method_notes
+from ibsgl.reporting.notes import method_notes, variant_notes
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text(encoding="utf-8"))
 
@@ -46,6 +46,16 @@ def test_every_form_has_a_note():
     assert faithfulness == "AD and AI: the image times the map scaled to [0, 1], on mean; absolute drop."
     assert "absolute step(s)" in guidance
     assert "suppression never" in guidance
+
+
+def test_another_loss_of_guidance_has_its_settings_with_defaults_in_the_notes():
+    changed = config.merge(CONFIG, {"guidance": {"loss": "saliency_guided"}, "variants": {"shuffled": False}})
+    changed["variants"] = {"rights": {"loss": "rrr", "settings": {"weight": 0.01}}}
+    loaded = config.load(changed)
+    guidance = method_notes(loaded, "resnet")[4]
+    assert guidance.startswith("Guidance: the loss saliency_guided (weight 1.0, k 0.5")
+    assert "step" not in guidance.partition("epochs")[0]
+    assert "Variant rights: the loss rrr (weight 0.01). Sees boxes: yes." in variant_notes(loaded, "resnet")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Zennit(Adapter):
         arguments: of the composite and of the attributor, by name, such as `epsilon`, `gamma`, `n_iter`.
         sign: `absolute`, the absolute value of the sum, or `positive`, its positive part.
         attributor: `gradient`, one pass; `smooth_grad`, its mean over noisy images; `integrated_gradients`, its mean on the way
-            from the image of normalised zeros.
+            from the mean colour, which normalisation maps to zero.
     """
 
     library: ClassVar[str] = "zennit"
