@@ -61,8 +61,12 @@ def test_each_is_a_row_a_column_and_a_variant_of_a_run(installed, tmp_path):
         methods_on={"variants": ["pretrained"], "replicates": 1},
         further_metrics={"contrast": {"floor": 0.001}},
         variants={
-            "distance": {"loss": "distance", "settings": {"weight": 10.0}},
-            "middle": {"teacher": "middle", "teacher_settings": {"width": 0.2}},
+            "mine": {
+                "loss": "distance",
+                "settings": {"weight": 10.0},
+                "teacher": "middle",
+                "teacher_settings": {"width": 0.2},
+            }
         },
     )
     tables = "results/minimal/tables"
@@ -80,10 +84,10 @@ def test_each_is_a_row_a_column_and_a_variant_of_a_run(installed, tmp_path):
     table1, metrics, comparisons = (
         pd.read_csv(folder / tables / f"{name}.csv") for name in ("table1", "metrics_resnet", "comparisons_resnet")
     )
-    assert "Edges" in set(table1["label"])
+    assert "edges" in set(table1["method"])
     measured = metrics[(metrics["metric"] == "contrast") & (metrics["method"] == "edges")]
     assert measured["value"].notna().all()
     assert len(measured)
-    compared = " ".join(map(str, comparisons["comparison"].unique()))
-    assert "distance" in compared
-    assert "middle" in compared
+    assert "mine - control" in set(comparisons["comparison"])
+    text = (folder / tables / "comparisons_resnet.md").read_text(encoding="utf-8")
+    assert "Variant mine: the loss distance (weight 10.0), teacher middle. Sees boxes: no." in text
