@@ -41,8 +41,7 @@ def files(values, reasons=(), pairs=PAIRS):
                 frame = pd.DataFrame(pairs, columns=["image_id", "class_name"])
                 names = {"metric": metric, "variant": "pretrained", "replicate": replicate, "method": method}
                 rows.append(frame.assign(value=of_replicate, **names))
-    labels = {method: f"The {method}" for method in METHODS}
-    return MetricFiles(pd.concat(rows, ignore_index=True), labels, dict(reasons), {})
+    return MetricFiles(pd.concat(rows, ignore_index=True), dict(reasons), {})
 
 
 def constant(**values):
@@ -80,7 +79,7 @@ def test_a_value_its_interval_and_its_numbers():
     half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
     assert (row.value, row.low, row.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     assert (row.replicates, row.images, row.pairs, row.left_out) == (1, 4, 4, 0)
-    assert (row.label, row.metric_label) == ("The gradcam", "Sparseness (Gini)")
+    assert (row.label, row.metric_label) == ("Grad-CAM", "Sparseness (Gini)")
 
 
 def test_pairs_without_a_value_in_a_replicate_are_left_out_and_counted():
@@ -124,7 +123,7 @@ def test_a_method_that_does_not_notice_is_marked():
     assert set(marked.values()) == {"", "does not notice"}
     notes = metric_notes(table, of)
     assert (
-        "Marked by Model randomisation, from a mean of 0.6 on: The gradcam (does not notice), The center (does not "
+        "Marked by Model randomisation, from a mean of 0.6 on: Grad-CAM (does not notice), Centre Gaussian (does not "
         in str(notes)
     )
 
@@ -138,13 +137,13 @@ def test_a_method_without_values_has_its_reason_below_the_table(tmp_path):
     assert (row.pairs, row.left_out, row.reason) == (0, 4, "too many passes")
     assert math.isnan(row.rank)
     notes = metric_notes(table, of)
-    assert "Max-sensitivity: no values for The gradcam: too many passes." in notes
+    assert "Max-sensitivity: no values for Grad-CAM: too many passes." in notes
     assert "Max-sensitivity: `max_sensitivity` (samples 2); lower is better; from the method, called again" in notes[0]
     write_metrics_markdown(table, tmp_path / "metrics.md", model="resnet", notes=notes)
     text = (tmp_path / "metrics.md").read_text()
-    assert "| The gradcam | – |" in text
-    assert "| The gradient | 0.5000 [0.5000, 0.5000] (1) |" in text
-    assert "| The center | 0.5000 [0.5000, 0.5000] |" in text
+    assert "| Grad-CAM | – |" in text
+    assert "| Eq. 3 (HiResCAM) | 0.5000 [0.5000, 0.5000] (1) |" in text
+    assert "| Centre Gaussian | 0.5000 [0.5000, 0.5000] |" in text
     assert "4 (image, class) pairs" in text
 
 
@@ -176,7 +175,6 @@ def test_published_values_are_comparable_on_their_data_and_networks_alone():
     values = {row: {key: [1.0, 0.0, 1.0, 0.0] for key in methods} for row in of.further_metrics}
     found = files(values)
     of = of.model_copy(update={"methods_on": of.methods_on.model_copy(update={"variants": ["pretrained"]})})
-    found.labels.update({method: method for method in methods})
     model = next(iter(of.models))
     right = group("pretrained", "gradcam", pairs=[(str(number), "cat") for number in range(4952)])
     for scored, class_names, expected in (
@@ -244,7 +242,7 @@ def test_the_plot_has_every_value_and_a_dash_where_there_is_none():
     assert "pretrained has 4" in " ".join(figure.get_supxlabel().split())
 
 
-FACTS = {"model": "resnet", "replicate": 0, "variant": "guided", "labels": {"rise": "RISE"}, "reasons": {"rise": "why"}}
+FACTS = {"model": "resnet", "replicate": 0, "variant": "guided", "reasons": {"rise": "why"}}
 FACTS |= {"settings": {}, "started": 0.0, "seconds": 1.0, "data_digest": "d"}
 ROWS = pd.DataFrame({"method": ["rise"], "image_id": ["1"], "class_name": ["cat"], "target": [0], "value": [math.nan]})
 
@@ -257,7 +255,6 @@ def test_files_are_read_as_they_were_written(tmp_path):
     found = read_metrics(paths)
     assert found.values["metric"].tolist() == ["deletion", "mine"]
     assert found.values["value"].isna().all()
-    assert found.labels == {"rise": "RISE"}
     assert found.reasons == {(row, "guided", "rise"): "why" for row in ("deletion", "mine")}
 
 
