@@ -15,6 +15,7 @@ from scipy import stats
 
 from ibsgl.config.schema import SANITY_METHODS
 from ibsgl.metrics import METRICS, Metric
+from ibsgl.reporting.columns import PERCENT_DIGITS
 from ibsgl.reporting.comparisons import estimate_value
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.published import (
@@ -280,7 +281,9 @@ def _ranks(
             if len(found) < 2 or not shared:
                 continue
             # Rounded as it is printed: what looks equal has one rank.
-            means = {row: round(float(values[shared].to_numpy().mean()), 2) for row, values in found.items()}
+            means = {
+                row: round(float(values[shared].to_numpy().mean()), PERCENT_DIGITS) for row, values in found.items()
+            }
             ranked = sorted(set(means.values()), reverse=metric.higher_is_better)[:2]
             for row, mean in means.items():
                 if mean in ranked:

@@ -69,7 +69,7 @@ def cell(table, method, metric):
 
 
 def test_a_value_its_interval_and_its_numbers():
-    values = [0.9, 0.1, 0.3, 0.7]
+    values = [0.6, 0.4, 0.45, 0.55]
     pairs = [("1", "cat"), ("2", "cat"), ("3", "dog"), ("4", "dog")]
     row = cell(
         table_of({"sparseness": constant(gradcam=values)}, settings(further_metrics={"sparseness": {}}), pairs=pairs),
@@ -97,10 +97,68 @@ def test_the_pointing_game_is_the_mean_over_classes():
     values = {"pointing_game": constant(gradcam=[1.0, 0.0, 0.0, 1.0], gradient=[1.0] * 4)}
     table = table_of(values, settings(further_metrics={"pointing_game": {}}), pairs=pairs)
     assert cell(table, "gradcam", "pointing_game").value == pytest.approx(2 / 3)
-    # All hits: the interval of a proportion, not a point.
+    # All hits: the interval of a proportion, not a point. A cat counts as a sixth, the dog as a half: as three equal images.
     full = cell(table, "gradient", "pointing_game")
     assert full.value == 1
-    assert full.low == pytest.approx(0.5101, abs=1e-4)
+    assert full.low == pytest.approx(3 / (3 + stats.norm.ppf(0.975) ** 2))
+
+
+def test_no_interval_leaves_the_range_of_its_metric():
+    pairs = [(str(place), "cat") for place in range(20)]
+    misses, high = [0.0] + [1.0] * 19, [0.5] + [1.0] * 19
+    of = settings(further_metrics={"pointing_game": {}, "sparseness": {}})
+    table = table_of({"pointing_game": constant(gradcam=misses), "sparseness": constant(gradcam=high)}, of, pairs=pairs)
+    game, sparse = (cell(table, "gradcam", metric) for metric in ("pointing_game", "sparseness"))
+    # Wilson's interval of 19 of 20, computed apart.
+    assert (game.low, game.high) == pytest.approx((0.7639, 0.9911), abs=1e-4)
+    assert sparse.value < sparse.high == 1
+
+
+def test_an_interval_of_several_replicates_is_clipped_too():
+    of = settings(
+        further_metrics={"pointing_game": {}}, replicates=2, methods_on={"variants": ["pretrained"], "replicates": 2}
+    )
+    values = constant(gradcam=([1.0, 1.0, 1.0, 0.0], [1.0] * 4))
+    row = cell(table_of({"pointing_game": values}, of), "gradcam", "pointing_game")
+    assert 0 <= row.low < row.value < row.high == 1
+
+
+def test_what_is_printed_alike_has_one_rank_and_no_order():
+    """Two implementations of one map differ in the last digits."""
+    values = {"gradcam": 0.18380000, "gradcam_pp": 0.18380000 + 1e-9, "gradient": 0.3, "bottleneck": 0.1}
+    of = settings(further_metrics={"sparseness": {}})
+    table = table_of({"sparseness": constant(**values)}, of)
+    assert [cell(table, method, "sparseness").rank for method in CANDIDATES] == [2, 2, 1, 4]
+    # The paper's metrics too: they are in percent.
+    ebpg = (0.1838, 0.1838 - 1e-9, 0.3, 0.1)
+    agreement = agreement_table(table, scores(*CANDIDATES, ebpg=ebpg), of).set_index(["first", "second"])
+    assert agreement.loc[("EBPG", "Sparseness (Gini)"), "tau"] == pytest.approx(1)
+
+
+def test_ranks_and_agreement_are_over_the_pairs_that_all_candidates_have():
+    """Without a value for its worst pair a method is no better."""
+    values = constant(gradcam=[0.5, 0.5, 0.5, math.nan], gradient=[0.6, 0.6, 0.6, 0.0], gradcam_pp=0.1, bottleneck=0.2)
+    # A sanity method without values takes no pair away.
+    values["random"] = math.nan
+    of = settings(further_metrics={"sparseness": {}})
+    table = table_of({"sparseness": values}, of)
+    rows = [cell(table, method, "sparseness") for method in CANDIDATES]
+    assert [row.value for row in rows] == pytest.approx([0.5, 0.1, 0.45, 0.2])
+    assert [row.ranked_value for row in rows] == [0.5, 0.1, 0.6, 0.2]
+    assert [row.rank for row in rows] == [2, 4, 1, 3]
+    assert {row.ranked_pairs for row in rows} == {3}
+    agreement = agreement_table(table, scores(*CANDIDATES, ebpg=(0.5, 0.1, 0.6, 0.2)), of)
+    assert agreement.set_index(["first", "second"]).loc[("EBPG", "Sparseness (Gini)"), "tau"] == pytest.approx(1)
+    note = "Sparseness (Gini) on pretrained: the ranks are over the 3 pairs that all ranked methods have."
+    assert note in metric_notes(table, of)
+
+
+def test_without_a_pair_that_all_candidates_have_there_are_no_ranks():
+    values = constant(gradcam=[0.5, 0.5, math.nan, math.nan], gradient=[math.nan, math.nan, 0.5, 0.5])
+    of = settings(further_metrics={"sparseness": {}})
+    table = table_of({"sparseness": values}, of)
+    assert table["rank"].isna().all()
+    assert "so there are no ranks" in str(metric_notes(table, of))
 
 
 def test_ranks_have_the_metrics_direction_and_leave_sanity_methods_out():
@@ -123,8 +181,8 @@ def test_a_method_that_does_not_notice_is_marked():
     assert set(marked.values()) == {"", "does not notice"}
     notes = metric_notes(table, of)
     assert (
-        "Marked by Model randomisation, from a mean of 0.6 on: Grad-CAM (does not notice), Centre Gaussian (does not "
-        in str(notes)
+        'Marked "does not notice" by Model randomisation, from a mean of 0.6 on: Grad-CAM, Centre Gaussian. A method with '
+        "random masks has the same masks for all networks, so with few masks it can be marked too." in notes
     )
 
 
@@ -185,9 +243,15 @@ def test_published_values_are_comparable_on_their_data_and_networks_alone():
         measured = measurements(scored, class_names=class_names)
         table = metric_table(found, measured, of, model, PUBLISHED)
         assert cell(table, "gradcam", "pointing_game").published == expected
+        # The centre's value needs the data alone.
+        assert cell(table, "center", "pointing_game").published == (0.696 if expected == 0.904 else expected)
         assert cell(table, "gradcam", "wide").published == "not comparable"
         assert cell(table, "gradient", "pointing_game").published == ""
     assert "Fong et al." in metric_notes(table, of)[-1]
+    trained = of.model_copy(update={"classifier": of.classifier.model_copy(update={"epochs": 1})})
+    table = metric_table(found, measurements(right, class_names=names), trained, model, PUBLISHED)
+    published = [cell(table, method, "pointing_game").published for method in ("gradcam", "center")]
+    assert published == ["not comparable", 0.696]
 
 
 def test_agreement_is_kendalls_tau_between_the_candidates_of_the_table_and_the_paper():

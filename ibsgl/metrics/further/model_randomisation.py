@@ -125,6 +125,9 @@ class ModelRandomisation:
     higher_is_better: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     requires: ClassVar[Requires] = "method"
+    caution: ClassVar[str] = (
+        "A method with random masks has the same masks for all networks, so with few masks it can be marked too."
+    )
     similarity: Literal["spearman", "ssim"] = "spearman"
     stages: Positive = 5
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.8
