@@ -20,6 +20,7 @@ from torch import nn
 
 from ibsgl.networks.split import SplitNetwork, check_batch
 from ibsgl.randomness import Generators, draw
+from ibsgl.registry import not_installed
 from ibsgl.settings import LARGEST
 
 # What becomes of negative values.
@@ -105,7 +106,7 @@ def load(package: str, library: str, extra: str) -> ModuleType:
         missing = (
             library if (error.name or "") == package.partition(".")[0] else f"{error.name}, which {library} needs,"
         )
-        raise ValueError(f"{missing} is not installed; install ibsgl[{extra}]") from None
+        raise not_installed(missing, extra) from None
 
 
 def known(kind: str, name: str, methods: Collection[str], refused: Mapping[str, str]) -> None:

@@ -92,6 +92,15 @@ class PairEvidence:
         return *self.with_network(), self.explain
 
 
+def too_many_passes(passes: float | None, limit: int | None) -> str:
+    """Why a method with so many passes per map (``None``: unknown) gets no values; empty within ``limit``, or without one."""
+    if limit is None:
+        return ""
+    if passes is None:
+        return "the number of its passes is unknown"
+    return f"more than {limit} passes per map (max_passes)" if passes > limit else ""
+
+
 class FurtherMetric(Protocol):
     """A further metric with its settings: a frozen dataclass, whose fields are its settings.
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from ibsgl.metrics.further.base import PairEvidence, Requires
+from ibsgl.metrics.further.base import PairEvidence, Requires, too_many_passes
 from ibsgl.networks.split import SplitNetwork, evaluating
 from ibsgl.randomness import derive_seed
 from ibsgl.settings import Positive
@@ -143,11 +143,7 @@ class ModelRandomisation:
 
     def unsuited(self, passes: float | None) -> str:
         """Why a method with so many passes per map is left out."""
-        if self.max_passes is None:
-            return ""
-        if passes is None:
-            return "the number of its passes is unknown"
-        return f"{passes:g} passes per map are more than max_passes" if passes > self.max_passes else ""
+        return too_many_passes(passes, self.max_passes)
 
     def mark(self, mean: float) -> str:
         """What the table says beside a method with this mean similarity."""

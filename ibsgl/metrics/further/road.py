@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from pydantic import Field
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.chunks import chunked
 from ibsgl.networks.split import autocast
+from ibsgl.registry import installed_version
 
 Percentage = Annotated[float, Field(gt=0, lt=100)]
 
@@ -44,10 +44,7 @@ class ROAD:
 
     def version(self) -> str:
         """Of the library. ``ValueError`` if it is not installed."""
-        try:
-            return f"grad-cam {version('grad-cam')}"
-        except PackageNotFoundError:
-            raise ValueError("road: grad-cam is not installed; install ibsgl[grad-cam]") from None
+        return f"grad-cam {installed_version('grad-cam', 'grad-cam')}"
 
     def forward_passes(self) -> int:
         """Two for each percentage."""
