@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ibsgl.files import named
 from ibsgl.reporting.columns import METADATA_KEY, PAIR
+from ibsgl.reporting.measurements import Measurements
 from ibsgl.seals import sealed
 
 _SCHEMA = pa.schema(
@@ -42,6 +43,42 @@ def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any])
         pq.write_table(content.replace_schema_metadata({METADATA_KEY: json.dumps(facts)}), temporary)
 
 
+def _check_agreement(facts: Mapping[Path, Mapping[str, Any]]) -> None:
+    """``ValueError`` unless all files are of one network and data set, and those of a metric have one set of settings."""
+    seen: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    for path, found in facts.items():
+        settings = dict(found["settings"])
+        # Each variant has methods of its own.
+        methods = settings.pop("methods", None)
+        metric = path.parent.name
+        for key, value in (
+            (("model",), found["model"]),
+            (("data_digest",), found["data_digest"]),
+            (("seed",), settings.get("seed")),
+            (("settings", metric), settings),
+            (("settings of the methods", metric, found["variant"]), methods),
+        ):
+            first, known = seen.setdefault(key, (path, value))
+            if known != value:
+                raise ValueError(
+                    f"{first} and {path} differ in {key[0]}; give the files of one run, and measure again what is older"
+                )
+
+
+def check_run(files: MetricFiles, measurements: Measurements) -> None:
+    """``ValueError`` that names a file unless the further metrics are of the network and the data of ``measurements``."""
+    path, found = next(iter(files.facts.items()))
+    for key, value, known in (
+        ("model", found["model"], measurements.model),
+        ("data_digest", found["data_digest"], measurements.metadata.get("data_digest")),
+        ("seed", found["settings"].get("seed"), measurements.metadata.get("seed")),
+    ):
+        if value != known:
+            raise ValueError(
+                f"{path} has the {key} {value!r}, and the evaluation has {known!r}; give files of one run and network"
+            )
+
+
 class MetricFiles(NamedTuple):
     """The values of the further metrics of one network.
 
@@ -60,8 +97,8 @@ def read_metrics(files: Iterable[str | Path]) -> MetricFiles:
     """The files …/<variant>/metrics/<metric>/<shard>.parquet of one network.
 
     Raises:
-        ValueError: there are none, one is no such file, a row is doubled, or they are of different data or networks. The
-            message names a file.
+        ValueError: there are none, one is no such file, a row is doubled, or they are of different data, networks or
+            settings. The message names a file.
     """
     frames: list[pd.DataFrame] = []
     reasons: dict[tuple[str, str, str], str] = {}
@@ -80,11 +117,7 @@ def read_metrics(files: Iterable[str | Path]) -> MetricFiles:
         facts[path] = found
     if not frames:
         raise ValueError("there are no values of further metrics to read")
-    for key in ("model", "data_digest"):
-        by_value = {found[key]: path for path, found in facts.items()}
-        if len(by_value) > 1:
-            first, second = list(by_value.values())[:2]
-            raise ValueError(f"{first} and {second} differ in {key}; give the files of one network and data set")
+    _check_agreement(facts)
     values = pd.concat(frames, ignore_index=True)
     doubled = values.duplicated(["metric", "variant", "replicate", "method", *PAIR])
     if doubled.any():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from ibsgl import config
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.figures import agreement_figure
 from ibsgl.reporting.formats import write_metrics_markdown
-from ibsgl.reporting.metric_files import MetricFiles, read_metrics, write_metric
+from ibsgl.reporting.metric_files import MetricFiles, check_run, read_metrics, write_metric
 from ibsgl.reporting.metric_table import agreement_table, metric_notes, metric_table
 
 TREE = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text()) | {
@@ -307,7 +308,7 @@ def test_the_plot_has_every_value_and_a_dash_where_there_is_none():
 
 
 FACTS = {"model": "resnet", "replicate": 0, "variant": "guided", "reasons": {"rise": "why"}}
-FACTS |= {"settings": {}, "started": 0.0, "seconds": 1.0, "data_digest": "d"}
+FACTS |= {"settings": {"seed": 0}, "started": 0.0, "seconds": 1.0, "data_digest": "d"}
 ROWS = pd.DataFrame({"method": ["rise"], "image_id": ["1"], "class_name": ["cat"], "target": [0], "value": [math.nan]})
 
 
@@ -338,3 +339,58 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     pq.write_table(pq.read_table(other).replace_schema_metadata({"ibsgl": facts}), other)
     with pytest.raises(ValueError, match=r"1.parquet has no values of a further metric"):
         read_metrics([other])
+
+
+def written(tmp_path, *facts):
+    """A file of the metric `deletion` with each of ``facts``, which change those of one file."""
+    paths = []
+    for place, changes in enumerate(facts):
+        path = tmp_path / str(place) / "metrics" / "deletion" / "0.parquet"
+        path.parent.mkdir(parents=True)
+        write_metric(path, ROWS.assign(image_id=str(place)), FACTS | changes)
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"settings": {"seed": 0, "settings": {"steps": 9}}}, "settings"),
+        ({"settings": {"seed": 1}}, "seed"),
+        ({"settings": {"seed": 0, "version": "quantus 9"}}, "settings"),
+        ({"settings": {"seed": 0, "methods": {"rise": {"masks": 9}}}}, "settings of the methods"),
+        ({"model": "vgg"}, "model"),
+    ],
+)
+def test_files_of_one_metric_that_disagree_are_named(tmp_path, changes, what):
+    first, second = written(tmp_path, {}, changes)
+    with pytest.raises(ValueError, match=f"{first} and {second} differ in {what};"):
+        read_metrics([first, second])
+
+
+def test_variants_may_have_methods_of_their_own(tmp_path):
+    methods = ({"rise": {"masks": 9}}, {"gradient": {}})
+    paths = written(
+        tmp_path,
+        *(
+            {"variant": variant, "settings": {"seed": 0, "methods": of_variant}}
+            for variant, of_variant in zip(("pretrained", "guided"), methods, strict=True)
+        ),
+    )
+    assert len(read_metrics(paths).values) == 2
+
+
+def test_files_of_another_run_than_the_evaluation_are_named(tmp_path):
+    (path,) = written(tmp_path, {"data_digest": "d1"})
+    found = read_metrics([path])
+    check_run(found, scores())
+    for measured, message in (
+        (
+            measurements(group("pretrained", "gradcam"), data_digest="other"),
+            "data_digest 'd1', and the evaluation has 'other'",
+        ),
+        (measurements(group("pretrained", "gradcam"), seed=5), "seed 0, and the evaluation has 5"),
+        (replace(scores(), model="vgg"), "model 'resnet', and the evaluation has 'vgg'"),
+    ):
+        with pytest.raises(ValueError, match=f"{path} has the {message}"):
+            check_run(found, measured)

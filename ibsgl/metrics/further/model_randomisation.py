@@ -125,6 +125,7 @@ class ModelRandomisation:
     higher_is_better: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     requires: ClassVar[Requires] = "method"
+    for_tables: ClassVar[frozenset[str]] = frozenset({"threshold"})
     caution: ClassVar[str] = (
         "A method with random masks has the same masks for all networks, so with few masks it can be marked too."
     )
