@@ -304,7 +304,15 @@ def test_the_plot_has_every_value_and_a_dash_where_there_is_none():
     assert texts.count("–") == 36 - 4
     tau = stats.kendalltau((0.1, 0.2, 0.9, 0.3), (0.9, 0.5, 0.1, 0.5)).statistic
     assert texts.count(f"{tau:.2f}".replace("-", "−")) == 2
-    assert "pretrained has 4" in " ".join(figure.get_supxlabel().split())
+    assert "pretrained has 4." in " ".join(figure.get_supxlabel().split())
+
+
+def test_the_plot_says_how_few_methods_some_metrics_have():
+    of = settings(further_metrics={"sparseness": {}})
+    table = table_of({"sparseness": constant(gradcam=math.nan)}, of)
+    agreement = agreement_table(table, scores(), of)
+    caption = " ".join(agreement_figure(agreement, model="resnet").get_supxlabel().split())
+    assert "pretrained has from 3 to 4." in caption
 
 
 FACTS = {"model": "resnet", "replicate": 0, "variant": "guided", "reasons": {"rise": "why"}}
