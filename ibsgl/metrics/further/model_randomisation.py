@@ -109,8 +109,10 @@ _SIMILARITIES = {"spearman": spearman, "ssim": structural_similarity}
 class ModelRandomisation:
     """Model parameter randomisation (Adebayo et al., NeurIPS 2018): mean similarity of the map to those of random networks.
 
-    The layers get random weights one after the other, from the head down, and stay random (the cascading test). After each
-    stage the method makes its map again, with the same draws. A method that explains the network must change its map: a
+    The layers get random weights one after the other, from the head down, and stay random (the cascading test). From the head
+    down is the reverse of the order in which the modules are defined. Batch normalisation has no random values: it gets weight
+    1, bias 0 and its initial running statistics. The bottleneck keeps the statistics of the features before. After each stage
+    the method makes its map again, with the same draws. A method that explains the network must change its map: a
     high similarity means that the map shows the image and not what the network has learned. A constant map has no order, so
     its similarity to the original is 0. An original that is constant has no value.
 

@@ -23,7 +23,8 @@ class ROAD:
     The mean over ``percentages`` of (p_lowest − p_highest) / 2, where p is the target's probability after that percentage of
     the pixels is removed: the map's lowest, or its highest. A removed pixel becomes the weighted mean of its neighbours,
     removed ones included, plus noise. So what was removed cannot be seen from the mask. The library pytorch-grad-cam
-    (``grad-cam``) fills in the pixels, and its ``ROADCombined`` is this value. Equal values of a map are in row-major order.
+    (``grad-cam``) fills in the pixels. Its ``ROADCombined`` is this value without noise if the percentages are symmetric around
+    50: it removes what the percentile leaves. Equal values of a map are in row-major order.
 
     Args:
         percentages: of the pixels that are removed.
