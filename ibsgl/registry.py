@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import is_dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import Any, Generic, TypeVar
 
@@ -23,19 +23,6 @@ class SettingError(ValueError):
     def __init__(self, key: str, reason: str, value: object):
         super().__init__(f"{key}: {reason}" if key else reason)
         self.key, self.reason, self.value = key, reason, value
-
-
-def not_installed(library: str, extra: str) -> ValueError:
-    """The error for a ``library`` that the extra ``extra`` of this package installs."""
-    return ValueError(f"{library} is not installed; install ibsgl[{extra}]")
-
-
-def installed_version(library: str, extra: str) -> str:
-    """The version of ``library``; see :func:`not_installed`."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        raise not_installed(library, extra) from None
 
 
 class Registry(Generic[T]):

@@ -169,8 +169,8 @@ def metrics(
     from ibsgl.reporting import figures
     from ibsgl.reporting.formats import write_csv, write_metrics_markdown
     from ibsgl.reporting.measurements import read_measurements
-    from ibsgl.reporting.metric_files import check_run, read_metrics
-    from ibsgl.reporting.metric_table import agreement_table, metric_notes, metric_table
+    from ibsgl.reporting.metric_files import read_metrics
+    from ibsgl.reporting.metric_table import agreement_table, check_run, metric_notes, metric_table
 
     started, step = time.time(), parse(Metrics, settings)
     config, measurements = step.resolved(), read_measurements(evaluations)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ibsgl.metrics import METRICS
-from ibsgl.reporting.columns import METRIC_DIGITS
 from ibsgl.reporting.comparisons import METRIC_LABELS, interval_note
-from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
+from ibsgl.reporting.tables import METRIC_DIGITS, NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
 from ibsgl.seals import sealed
 
 MARKS_LINES = (

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from ibsgl.files import named
 from ibsgl.reporting.columns import METADATA_KEY, PAIR
-from ibsgl.reporting.measurements import Measurements
 from ibsgl.seals import sealed
 
 _SCHEMA = pa.schema(
@@ -26,7 +25,7 @@ _SCHEMA = pa.schema(
     }
 )
 # What the metadata of a file has.
-_FACTS = {"model", "replicate", "variant", "reasons", "settings", "seconds", "started", "data_digest"}
+_FACTS = {"model", "replicate", "variant", "reasons", "settings", "seconds", "started", "data_digest", "class_names"}
 
 
 def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
@@ -36,7 +35,8 @@ def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any])
         out: the file.
         table: its rows.
         facts: ``model``, ``replicate``, ``variant``, the ``reasons`` of methods without values,
-            ``settings``, ``started``, ``seconds``, ``data_digest``, and others.
+            ``settings``, ``started``, ``seconds``, ``data_digest``, ``class_names``, and others; with the network
+            ``weights_digest``.
     """
     content = pa.Table.from_pandas(table[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
     with sealed(out) as temporary:
@@ -63,20 +63,6 @@ def _check_agreement(facts: Mapping[Path, Mapping[str, Any]]) -> None:
                 raise ValueError(
                     f"{first} and {path} differ in {key[0]}; give the files of one run, and measure again what is older"
                 )
-
-
-def check_run(files: MetricFiles, measurements: Measurements) -> None:
-    """``ValueError`` that names a file unless the further metrics are of the network and the data of ``measurements``."""
-    path, found = next(iter(files.facts.items()))
-    for key, value, known in (
-        ("model", found["model"], measurements.model),
-        ("data_digest", found["data_digest"], measurements.metadata.get("data_digest")),
-        ("seed", found["settings"].get("seed"), measurements.metadata.get("seed")),
-    ):
-        if value != known:
-            raise ValueError(
-                f"{path} has the {key} {value!r}, and the evaluation has {known!r}; give files of one run and network"
-            )
 
 
 class MetricFiles(NamedTuple):

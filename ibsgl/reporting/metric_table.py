@@ -17,12 +17,12 @@ from ibsgl import attribution
 from ibsgl.config.schema import SANITY_METHODS
 from ibsgl.metrics import METRICS, further
 from ibsgl.metrics.further import FurtherMetric
-from ibsgl.reporting.columns import METRIC_DIGITS, PAIR, PERCENT_DIGITS
+from ibsgl.reporting.columns import PAIR
 from ibsgl.reporting.measurements import Measurements, Quantity, image_values
 from ibsgl.reporting.metric_files import MetricFiles
 from ibsgl.reporting.published import comparable_settings, data_set, read_published_settings
 from ibsgl.reporting.statistics import crossed_estimate, proportion_interval
-from ibsgl.reporting.tables import NOT_COMPARABLE
+from ibsgl.reporting.tables import METRIC_DIGITS, NOT_COMPARABLE, PERCENT_DIGITS
 from ibsgl.training.variants import PRETRAINED
 
 if TYPE_CHECKING:
@@ -55,6 +55,25 @@ def metrics_in(config: Config) -> list[_Metric]:
 def _label(key: str) -> str:
     """The label of a metric of Tables 1–4."""
     return METRICS[key].label.removesuffix("(%)")
+
+
+def check_run(files: MetricFiles, measurements: Measurements) -> None:
+    """``ValueError`` that names a file unless the further metrics are of the network and the data of ``measurements``."""
+    run = measurements.metadata
+    for path, found in files.facts.items():
+        weights = run.get("replicates", {}).get(found["replicate"], {}).get("weights_digest", {})
+        for key, value, known in (
+            ("model", found["model"], measurements.model),
+            ("data_digest", found["data_digest"], run.get("data_digest")),
+            ("seed", found["settings"].get("seed"), run.get("seed")),
+            ("class_names", found.get("class_names"), run.get("class_names")),
+            # Metrics of stored maps have no network.
+            ("weights_digest", found.get("weights_digest"), weights.get(found["variant"])),
+        ):
+            if value != known and not (key == "weights_digest" and value is None):
+                raise ValueError(
+                    f"{path} has the {key} {value!r}, and the evaluation has {known!r}; give files of one run and network"
+                )
 
 
 def metric_table(

@@ -15,7 +15,6 @@ from scipy import stats
 
 from ibsgl.config.schema import SANITY_METHODS
 from ibsgl.metrics import METRICS, Metric
-from ibsgl.reporting.columns import PERCENT_DIGITS
 from ibsgl.reporting.comparisons import estimate_value
 from ibsgl.reporting.measurements import Measurements, Quantity
 from ibsgl.reporting.published import (
@@ -47,6 +46,8 @@ VERDICT_RULE = (
     "our standard error over images alone, scaled to the number of the published test images, stands for it. The training "
     "variance of the published value is unknown."
 )
+# Digits of Tables 1–4 (in percent), and of the further metrics. Ranks are those of the rounded values.
+PERCENT_DIGITS, METRIC_DIGITS = 2, 4
 
 
 class _Row(NamedTuple):

@@ -63,7 +63,7 @@ def test_methods_of_many_passes_get_no_value():
     metric = get("max_sensitivity", max_passes=10)
     assert metric.unsuited(10) == ""
     assert metric.unsuited(50) == "more than 10 passes per map (max_passes)"
-    assert metric.unsuited(None) == "the number of its passes is unknown"
+    assert metric.unsuited(None) == "the number of passes per map is unknown"
     # Whatever the number, one reason: the table's notes name all of its methods at once.
     assert metric.unsuited(50) == metric.unsuited(200)
 

@@ -137,7 +137,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("ibsgl.registry.version", missing)
+    monkeypatch.setattr("ibsgl.extras.version", missing)
     with pytest.raises(ValueError, match=r"quantus is not installed; install ibsgl\[quantus\]"):
         get("quantus", metric="Sparseness")
 

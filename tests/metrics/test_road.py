@@ -82,6 +82,6 @@ def test_what_is_wrong_is_said(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("ibsgl.registry.version", missing)
+    monkeypatch.setattr("ibsgl.extras.version", missing)
     with pytest.raises(ValueError, match=r"grad-cam is not installed; install ibsgl\[grad-cam\]"):
         get("road")

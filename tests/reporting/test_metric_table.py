@@ -16,8 +16,8 @@ from ibsgl import config
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.figures import agreement_figure
 from ibsgl.reporting.formats import write_metrics_markdown
-from ibsgl.reporting.metric_files import MetricFiles, check_run, read_metrics, write_metric
-from ibsgl.reporting.metric_table import agreement_table, metric_notes, metric_table
+from ibsgl.reporting.metric_files import MetricFiles, read_metrics, write_metric
+from ibsgl.reporting.metric_table import agreement_table, check_run, metric_notes, metric_table
 
 TREE = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text()) | {
     "methods": {"gradcam": {}, "gradcam_pp": {}},
@@ -316,7 +316,7 @@ def test_the_plot_says_how_few_methods_some_metrics_have():
 
 
 FACTS = {"model": "resnet", "replicate": 0, "variant": "guided", "reasons": {"rise": "why"}}
-FACTS |= {"settings": {"seed": 0}, "started": 0.0, "seconds": 1.0, "data_digest": "d"}
+FACTS |= {"settings": {"seed": 0}, "started": 0.0, "seconds": 1.0, "data_digest": "d", "class_names": ["cat", "dog"]}
 ROWS = pd.DataFrame({"method": ["rise"], "image_id": ["1"], "class_name": ["cat"], "target": [0], "value": [math.nan]})
 
 
@@ -398,7 +398,23 @@ def test_files_of_another_run_than_the_evaluation_are_named(tmp_path):
             "data_digest 'd1', and the evaluation has 'other'",
         ),
         (measurements(group("pretrained", "gradcam"), seed=5), "seed 0, and the evaluation has 5"),
+        (
+            measurements(group("pretrained", "gradcam"), class_names=["owl"]),
+            r"class_names \['cat', 'dog'\], and the evaluation has \['owl'\]",
+        ),
         (replace(scores(), model="vgg"), "model 'resnet', and the evaluation has 'vgg'"),
     ):
         with pytest.raises(ValueError, match=f"{path} has the {message}"):
             check_run(found, measured)
+
+
+def test_a_metric_of_other_weights_than_the_evaluation_is_named(tmp_path):
+    path, other = written(tmp_path, {"data_digest": "d1"}, {"data_digest": "d1", "weights_digest": "w1"})
+    run = measurements(
+        group("pretrained", "gradcam"), replicates={0: {"weights_digest": {"pretrained": "w0", "guided": "w1"}}}
+    )
+    check_run(read_metrics([path, other]), run)
+    run.metadata["replicates"][0]["weights_digest"]["guided"] = "w2"
+    check_run(read_metrics([path]), run)
+    with pytest.raises(ValueError, match=f"{other} has the weights_digest 'w1', and the evaluation has 'w2'"):
+        check_run(read_metrics([path, other]), run)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ibsgl.extras import not_installed
 from ibsgl.networks.split import SplitNetwork, check_batch
 from ibsgl.randomness import Generators, draw
-from ibsgl.registry import not_installed
 from ibsgl.settings import LARGEST
 
 # What becomes of negative values.

@@ -97,7 +97,7 @@ def too_many_passes(passes: float | None, limit: int | None) -> str:
     if limit is None:
         return ""
     if passes is None:
-        return "the number of its passes is unknown"
+        return "the number of passes per map is unknown"
     return f"more than {limit} passes per map (max_passes)" if passes > limit else ""
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from ibsgl.extras import installed_version
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.split import SplitNetwork
-from ibsgl.registry import installed_version
 
 
 class _Facts(NamedTuple):

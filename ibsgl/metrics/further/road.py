@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
+from ibsgl.extras import installed_version
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.chunks import chunked
 from ibsgl.networks.split import autocast
-from ibsgl.registry import installed_version
 
 Percentage = Annotated[float, Field(gt=0, lt=100)]
 
