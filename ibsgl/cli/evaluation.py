@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -214,6 +214,7 @@ def metric(
     from ibsgl.data.index import shard
     from ibsgl.evaluation.further import measure_further
     from ibsgl.metrics import further
+    from ibsgl.networks.weights import digest_state
     from ibsgl.reporting.metric_files import write_metric
 
     started, step, device = time.time(), parse(Metric, settings), device_of(gpu)
@@ -242,7 +243,10 @@ def metric(
         "started": started,
         "seconds": time.time() - started,
     }
-    write_metric(out, table, provenance.collect(str(device), data_digest=images.index.digest) | facts)
+    digests: dict[str, Any] = {"data_digest": images.index.digest, "class_names": list(images.index.class_names)}
+    if network is not None:
+        digests["weights_digest"] = digest_state(network.state_dict())
+    write_metric(out, table, provenance.collect(str(device), **digests) | facts)
 
 
 def by_variant(maps_files: list[Path], variants: Container[str]) -> dict[str, list[Path]]:

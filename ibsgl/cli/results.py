@@ -170,11 +170,13 @@ def metrics(
     from ibsgl.reporting.formats import write_csv, write_metrics_markdown
     from ibsgl.reporting.measurements import read_measurements
     from ibsgl.reporting.metric_files import read_metrics
-    from ibsgl.reporting.metric_table import agreement_table, metric_notes, metric_table
+    from ibsgl.reporting.metric_table import agreement_table, check_run, metric_notes, metric_table
 
     started, step = time.time(), parse(Metrics, settings)
     config, measurements = step.resolved(), read_measurements(evaluations)
-    table = metric_table(read_metrics(files), measurements, config, model, published)
+    values = read_metrics(files)
+    check_run(values, measurements)
+    table = metric_table(values, measurements, config, model, published)
     agreement = agreement_table(table, measurements, config)
     write_csv(table, out)
     write_metrics_markdown(table, out.with_suffix(".md"), model=model, notes=metric_notes(table, config))

@@ -11,7 +11,7 @@ from ibsgl.config.files import read_file
 from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, Config, merge, parse
 from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
-from ibsgl.metrics import further
+from ibsgl.metrics import METRICS, further
 from ibsgl.settings import LARGEST
 
 
@@ -30,8 +30,7 @@ def check(config: Config, data: bool = True) -> Config:
     for name in config.models:
         _check_network(config, name, data)
         _check_methods(config, name)
-    for row in config.further_metrics:
-        _check_further_metric(config, row)
+    _check_further_metrics(config)
     for name in config.alternatives:
         _check_alternative(config, name, data)
     if data and config.data.folder and not config.data.archives and not Path(config.data_root).is_dir():
@@ -74,12 +73,24 @@ def _check_methods(config: Config, model: str) -> None:
         raise ConfigError(f"models.{model}.override.methods: may change settings, not add methods")
 
 
-def _check_further_metric(config: Config, row: str) -> None:
-    use, settings, _ = config.further_metric(row)
-    try:
-        further.get(use, **settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"further_metrics.{row}: {error}") from error
+def _check_further_metrics(config: Config) -> None:
+    own: dict[str, str] = {}
+    for row in config.further_metrics:
+        use, settings, _ = config.further_metric(row)
+        try:
+            own[row] = further.get(use, **settings).label
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"further_metrics.{row}: {error}") from error
+    # Rows of one metric without labels are told apart by the rows' names.
+    names = {metric.label.removesuffix("(%)"): "a metric of Tables 1–4" for metric in METRICS.values()}
+    given = {row: label for row in own if (label := config.further_metric(row).label)}
+    names |= {label: row for row, label in own.items() if row not in given}
+    for row, label in given.items():
+        if label in names:
+            raise ConfigError(
+                f"further_metrics.{row}.label: {names[label]} is called {label!r} in tables too; take another text"
+            )
+        names[label] = row
 
 
 def _check_alternative(config: Config, name: str, data: bool) -> None:

@@ -216,8 +216,9 @@ class Config(Settings):
             if row in METRICS:
                 raise ValueError(f"{row} is in Tables 1–4 anyway; call yours something else")
             for key in ("use", "label"):
-                if key in settings and not (isinstance(settings[key], str) and settings[key]):
-                    raise ValueError(f"{row}.{key}: this is a text")
+                text = settings.get(key, row)
+                if not (isinstance(text, str) and text.strip() and text.isprintable()):
+                    raise ValueError(f"{row}.{key}: this is a text of one line (it is {text!r})")
         return rows
 
     @field_validator("methods", "further_metrics", mode="before")

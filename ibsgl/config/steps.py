@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, ClassVar, Literal, Self
 
@@ -245,9 +245,7 @@ class Maps(_NetworkStep):
             known = ", ".join(methods) or "none"
             raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
         settings = _without_label(config, method)
-        libraries = attribution.library_versions(attribution.method_of(method, settings))
-        part = {"methods": {method: settings}, "shards": config.shards}
-        return part | ({"libraries": libraries} if libraries else {})
+        return {"methods": {method: settings}, "shards": config.shards} | _libraries(config, [method])
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
@@ -260,7 +258,8 @@ class LightMaps(Maps):
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         methods = config.light_methods(where["variant"])
-        return {"methods": {method: _without_label(config, method) for method in methods}, "shards": config.shards}
+        part = {"methods": {method: _without_label(config, method) for method in methods}, "shards": config.shards}
+        return part | _libraries(config, methods)
 
 
 class Metric(_NetworkStep):
@@ -282,7 +281,9 @@ class Metric(_NetworkStep):
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         use, settings, _ = config.further_metric(where["metric"])
         metric = further.get(use, **settings)
-        part: dict[str, Any] = {"metric": use, "settings": settings, "shards": config.shards}
+        # What only the table reads does not change the values.
+        own = {key: value for key, value in settings.items() if key not in getattr(metric, "for_tables", ())}
+        part: dict[str, Any] = {"metric": use, "settings": own, "shards": config.shards}
         if hasattr(metric, "version"):
             part |= {"version": metric.version()}
         if metric.requires == "method":
@@ -301,6 +302,8 @@ class _LightMethodsStep(_NetworkStep, ABC):
     methods: dict[str, dict[str, dict[str, Any]]]
     # By name, the labels that the config gives to the other methods.
     labels: dict[str, str] = Field({})
+    # By distribution, the version of the library that computes maps. Without one there is no such key.
+    libraries: dict[str, str] = Field({})
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
@@ -370,20 +373,42 @@ class Tables(_ConfigStep):
         return {"model": model, "config": values}
 
 
+# Their order is that of the table's columns and lines.
+_ORDERED = ("further_metrics", "methods")
+
+
 class Metrics(_ConfigStep):
-    """The further metrics of one network: the table, and how far their rankings agree."""
+    """The further metrics of one network: the table, and how far their rankings agree.
+
+    JSON sorts the keys, and the table has columns and lines in the order of the config. So the order is a field.
+    """
 
     entry: ClassVar[tuple[str, ...]] = (
         *("ibsgl.reporting.metric_table", "ibsgl.reporting.metric_files", "ibsgl.reporting.measurements"),
         *("ibsgl.reporting.formats", "ibsgl.reporting.figures"),
     )
     model: str
+    # By key of the config.
+    order: dict[str, list[str]]
 
     @staticmethod
     def _values(config: Config, **where: Any) -> dict[str, Any]:
         model = where["model"]
-        values = _config_values(config.for_model(model)) | {"further_metrics": config.further_metrics}
-        return {"model": model, "config": values}
+        own = config.for_model(model)
+        values = _config_values(own) | {"further_metrics": own.further_metrics}
+        return {"model": model, "config": values, "order": {key: list(getattr(own, key)) for key in _ORDERED}}
+
+    def resolved(self) -> Config:
+        """The part of the config that the step depends on, with the rows in their order."""
+        rows = {key: {name: self.config[key][name] for name in self.order[key]} for key in _ORDERED}
+        return Config.model_validate(self.config | rows)
+
+    @model_validator(mode="after")
+    def _order_is_that_of_the_rows(self) -> Self:
+        for key in _ORDERED:
+            if sorted(self.order.get(key, ())) != sorted(self.config.get(key) or ()):
+                raise ValueError(f"order.{key}: this has each name of config.{key} once")
+        return self
 
     def modules(self) -> tuple[str, ...]:
         """With those of the metrics, which have labels and directions."""
@@ -524,7 +549,16 @@ def _light_methods(config: Config) -> dict[str, Any]:
         for method, settings in config.methods.items()
         if attribution.LABEL in settings and not config.is_light(method)
     }
-    return {"methods": methods} | ({"labels": labels} if labels else {})
+    used = {method for of_variant in methods.values() for method in of_variant}
+    return {"methods": methods} | ({"labels": labels} if labels else {}) | _libraries(config, used)
+
+
+def _libraries(config: Config, methods: Iterable[str]) -> dict[str, Any]:
+    """By distribution, the versions of the libraries that compute the maps of ``methods``; no key without any."""
+    found: dict[str, str] = {}
+    for method in methods:
+        found |= attribution.library_versions(attribution.method_of(method, config.method_settings(method)))
+    return {"libraries": found} if found else {}
 
 
 def _without_label(config: Config, method: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ibsgl.metrics import METRICS
 from ibsgl.reporting.comparisons import METRIC_LABELS, interval_note
-from ibsgl.reporting.tables import NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
+from ibsgl.reporting.tables import METRIC_DIGITS, NOT_PUBLISHED, NOT_RUN, UNKNOWN, VERDICT_RULE, table_metrics
 from ibsgl.seals import sealed
 
 MARKS_LINES = (
@@ -137,7 +137,8 @@ def write_metrics_markdown(table: pd.DataFrame, path: str | Path, *, model: str,
     pairs = int((table["pairs"] + table["left_out"]).max())
     lines += [
         "",
-        f"- {interval_note(table['replicates'])} (n) is the rank among the methods of one variant; 1 is best.",
+        f"- {interval_note(table['replicates'])} (n) is the rank among the methods of one variant, by the "
+        "rounded values over the pairs that all of them have; 1 is best.",
     ]
     lines.append(
         "- Sanity methods have no rank, and are not among the methods whose rankings are compared in the plot. They show how "
@@ -155,7 +156,8 @@ def _metric_cell(cell: Mapping[str, Any]) -> str:
     """One value of the further metrics: with its interval, rank, number of pairs, mark and published value."""
     if math.isnan(cell["value"]):
         return "–"
-    parts = [f"{cell['value']:.4f} {_interval(cell['low'], cell['high'], 4)}"]
+    digits = METRIC_DIGITS
+    parts = [f"{cell['value']:.{digits}f} {_interval(cell['low'], cell['high'], digits)}"]
     if not math.isnan(cell["rank"]):
         parts.append(f"({cell['rank']:.0f})")
     if cell["left_out"]:
@@ -164,7 +166,7 @@ def _metric_cell(cell: Mapping[str, Any]) -> str:
         parts.append(f"*{cell['mark']}*")
     if cell["published"] != "":
         published = cell["published"]
-        parts.append(f"published: {published if isinstance(published, str) else f'{published:.4f}'}")
+        parts.append(f"published: {published if isinstance(published, str) else f'{published:.{digits}f}'}")
     return " ".join(parts)
 
 

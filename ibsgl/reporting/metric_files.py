@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
     }
 )
 # What the metadata of a file has.
-_FACTS = {"model", "replicate", "variant", "reasons", "settings", "seconds", "started", "data_digest"}
+_FACTS = {"model", "replicate", "variant", "reasons", "settings", "seconds", "started", "data_digest", "class_names"}
 
 
 def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
@@ -35,11 +35,34 @@ def write_metric(out: str | Path, table: pd.DataFrame, facts: Mapping[str, Any])
         out: the file.
         table: its rows.
         facts: ``model``, ``replicate``, ``variant``, the ``reasons`` of methods without values,
-            ``settings``, ``started``, ``seconds``, ``data_digest``, and others.
+            ``settings``, ``started``, ``seconds``, ``data_digest``, ``class_names``, and others; with the network
+            ``weights_digest``.
     """
     content = pa.Table.from_pandas(table[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
     with sealed(out) as temporary:
         pq.write_table(content.replace_schema_metadata({METADATA_KEY: json.dumps(facts)}), temporary)
+
+
+def _check_agreement(facts: Mapping[Path, Mapping[str, Any]]) -> None:
+    """``ValueError`` unless all files are of one network and data set, and those of a metric have one set of settings."""
+    seen: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    for path, found in facts.items():
+        settings = dict(found["settings"])
+        # Each variant has methods of its own.
+        methods = settings.pop("methods", None)
+        metric = path.parent.name
+        for key, value in (
+            (("model",), found["model"]),
+            (("data_digest",), found["data_digest"]),
+            (("seed",), settings.get("seed")),
+            (("settings", metric), settings),
+            (("settings of the methods", metric, found["variant"]), methods),
+        ):
+            first, known = seen.setdefault(key, (path, value))
+            if known != value:
+                raise ValueError(
+                    f"{first} and {path} differ in {key[0]}; give the files of one run, and measure again what is older"
+                )
 
 
 class MetricFiles(NamedTuple):
@@ -60,8 +83,8 @@ def read_metrics(files: Iterable[str | Path]) -> MetricFiles:
     """The files …/<variant>/metrics/<metric>/<shard>.parquet of one network.
 
     Raises:
-        ValueError: there are none, one is no such file, a row is doubled, or they are of different data or networks. The
-            message names a file.
+        ValueError: there are none, one is no such file, a row is doubled, or they are of different data, networks or
+            settings. The message names a file.
     """
     frames: list[pd.DataFrame] = []
     reasons: dict[tuple[str, str, str], str] = {}
@@ -80,11 +103,7 @@ def read_metrics(files: Iterable[str | Path]) -> MetricFiles:
         facts[path] = found
     if not frames:
         raise ValueError("there are no values of further metrics to read")
-    for key in ("model", "data_digest"):
-        by_value = {found[key]: path for path, found in facts.items()}
-        if len(by_value) > 1:
-            first, second = list(by_value.values())[:2]
-            raise ValueError(f"{first} and {second} differ in {key}; give the files of one network and data set")
+    _check_agreement(facts)
     values = pd.concat(frames, ignore_index=True)
     doubled = values.duplicated(["metric", "variant", "replicate", "method", *PAIR])
     if doubled.any():

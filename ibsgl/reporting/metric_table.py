@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,7 +22,7 @@ from ibsgl.reporting.measurements import Measurements, Quantity, image_values
 from ibsgl.reporting.metric_files import MetricFiles
 from ibsgl.reporting.published import comparable_settings, data_set, read_published_settings
 from ibsgl.reporting.statistics import crossed_estimate, proportion_interval
-from ibsgl.reporting.tables import NOT_COMPARABLE
+from ibsgl.reporting.tables import METRIC_DIGITS, NOT_COMPARABLE, PERCENT_DIGITS
 from ibsgl.training.variants import PRETRAINED
 
 if TYPE_CHECKING:
@@ -55,6 +57,25 @@ def _label(key: str) -> str:
     return METRICS[key].label.removesuffix("(%)")
 
 
+def check_run(files: MetricFiles, measurements: Measurements) -> None:
+    """``ValueError`` that names a file unless the further metrics are of the network and the data of ``measurements``."""
+    run = measurements.metadata
+    for path, found in files.facts.items():
+        weights = run.get("replicates", {}).get(found["replicate"], {}).get("weights_digest", {})
+        for key, value, known in (
+            ("model", found["model"], measurements.model),
+            ("data_digest", found["data_digest"], run.get("data_digest")),
+            ("seed", found["settings"].get("seed"), run.get("seed")),
+            ("class_names", found.get("class_names"), run.get("class_names")),
+            # Metrics of stored maps have no network.
+            ("weights_digest", found.get("weights_digest"), weights.get(found["variant"])),
+        ):
+            if value != known and not (key == "weights_digest" and value is None):
+                raise ValueError(
+                    f"{path} has the {key} {value!r}, and the evaluation has {known!r}; give files of one run and network"
+                )
+
+
 def metric_table(
     files: MetricFiles, measurements: Measurements, config: Config, model: str, published_dir: str | Path
 ) -> pd.DataFrame:
@@ -70,15 +91,18 @@ def metric_table(
     Returns:
         one row per (variant, method, metric): ``variant``, ``method``, ``label``, ``metric`` (the config's name),
         ``metric_label``, ``value`` (mean over the pairs or the classes, and the replicates; NaN without values), ``low`` and
-        ``high`` (95 % interval over images and replicates), ``replicates``, ``images``, ``pairs`` that have a value in all
-        replicates, ``left_out``, the number of the others, ``rank`` (1 is best, among the methods of one variant and metric;
-        NaN for sanity methods, without a value, and where no value is better than another), ``mark``, ``published`` (in the
-        value's unit, or "not comparable", or empty) with its ``source``, and ``reason``, why there are no values.
+        ``high`` (95 % interval over images and replicates, in the metric's range), ``replicates``, ``images``, ``pairs`` that
+        have a value in all replicates, ``left_out``, the number of the others, ``ranked_value`` (mean over the pairs that all
+        ranked methods of the variant have, rounded as printed; NaN for sanity methods and without a value) and
+        ``ranked_pairs``, their number, ``rank`` (of that value, 1 is best, among the methods of one variant and metric; NaN
+        where no value is better than another too), ``mark``, ``published`` (in the value's unit, or "not comparable", or
+        empty) with its ``source``, and ``reason``, why there are no values.
     """
     printed = _published(measurements, config, model, published_dir)
     metrics = metrics_in(config)
     groups = dict(iter(files.values.groupby(["variant", "method", "metric"], sort=False)))
     rows: list[dict[str, Any]] = []
+    known: dict[tuple[str, str, str], pd.DataFrame] = {}
     for variant in config.methods_on.variants:
         for method in config.methods_of(variant):
             name = attribution.row(method, config.method_settings(method)).label
@@ -88,22 +112,34 @@ def metric_table(
                         f"{model}: there are no values of {row} for {method} on {variant}; measure them again"
                     )
                 facts = {"variant": variant, "method": method, "label": name, "metric": row}
-                found = _estimate(groups[variant, method, row], metric)
+                wide = groups[variant, method, row].pivot(index=PAIR, columns="replicate", values="value")
+                known[variant, method, row] = wide.dropna()
+                found = _estimate(wide, metric)
                 value, source = printed(metric, use, variant, method)
-                known = found["pairs"] > 0 and hasattr(metric, "mark")
+                marked = found["pairs"] > 0 and hasattr(metric, "mark")
                 rows.append(
                     facts
-                    | {"metric_label": label, **found, "rank": np.nan}
-                    | {"mark": metric.mark(found["value"]) if known else ""}
+                    | {"metric_label": label, **found, "ranked_value": np.nan, "ranked_pairs": 0, "rank": np.nan}
+                    | {"mark": metric.mark(found["value"]) if marked else ""}
                     | {"published": value, "source": source, "reason": files.reasons.get((row, variant, method), "")}
                 )
     table = pd.DataFrame(rows)
     for row, _, _, metric in metrics:
-        if metric.higher_is_better is None:
-            continue
-        ranked = table[(table["metric"] == row) & ~table["method"].isin(SANITY_METHODS)]
-        for _, values in ranked.groupby("variant")["value"]:
-            table.loc[values.index, "rank"] = values.rank(method="min", ascending=not metric.higher_is_better)
+        ranked = table[(table["metric"] == row) & ~table["method"].isin(SANITY_METHODS) & (table["pairs"] > 0)]
+        for variant, cells in ranked.groupby("variant"):
+            values = [known[variant, method, row] for method in cells["method"]]
+            shared = reduce(pd.Index.intersection, (value.index for value in values))
+            table.loc[cells.index, "ranked_pairs"] = len(shared)
+            if not len(shared):
+                continue
+            # Rounded as it is printed: what looks equal has one rank.
+            means = [
+                round(float(_images(value.loc[shared], metric).mean(axis=None)), METRIC_DIGITS) for value in values
+            ]
+            table.loc[cells.index, "ranked_value"] = means
+            if metric.higher_is_better is not None:
+                places = pd.Series(means, cells.index).rank(method="min", ascending=not metric.higher_is_better)
+                table.loc[cells.index, "rank"] = places
     return table
 
 
@@ -112,27 +148,45 @@ def _average(metric: FurtherMetric) -> Literal["pairs", "classes"]:
     return getattr(metric, "average", "pairs")
 
 
-def _estimate(rows: pd.DataFrame, metric: FurtherMetric) -> dict[str, Any]:
-    """Value, interval and numbers of one cell, from one row per (replicate, pair)."""
-    wide = rows.pivot(index=PAIR, columns="replicate", values="value")
+def _images(known: pd.DataFrame, metric: FurtherMetric) -> pd.DataFrame:
+    """Values of pairs × replicates → images × replicates, such that the mean over images is the metric's value."""
+    return image_values(known.stack().rename("value").reset_index(), "value", _average(metric))
+
+
+def _estimate(wide: pd.DataFrame, metric: FurtherMetric) -> dict[str, Any]:
+    """Value, interval and numbers of one cell, from its values of pairs × replicates."""
     known = wide.dropna()
     numbers = {"replicates": wide.shape[1], "pairs": len(known), "left_out": len(wide) - len(known)}
     images = known.index.get_level_values("image_id").nunique()
     if not images:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "images": 0, **numbers}
-    kept = known.stack().rename("value").reset_index()
-    estimate = crossed_estimate(image_values(kept, "value", _average(metric)).to_numpy().T)
+    estimate = crossed_estimate(_images(known, metric).to_numpy().T)
     low, high = estimate.low, estimate.high
-    if low == high and getattr(metric, "binary", False):
-        # All images are equal. The variance is zero, but the uncertainty is not.
-        low, high = proportion_interval(estimate.mean * images, images)
+    if getattr(metric, "binary", False) and (wide.shape[1] == 1 or low == high):
+        trials = _trials(known, metric)
+        low, high = proportion_interval(min(max(estimate.mean, 0.0), 1.0) * trials, trials)
+    elif math.isfinite(high - low):
+        # Rounding may put a mean at the end of the range beyond it.
+        low, high = (min(max(edge, metric.range[0]), metric.range[1]) for edge in (low, high))
+        low, high = min(low, estimate.mean), max(high, estimate.mean)
     return {"value": estimate.mean, "low": low, "high": high, "images": images, **numbers}
+
+
+def _trials(known: pd.DataFrame, metric: FurtherMetric) -> float:
+    """How many images of equal weight have the variance of these (Kish): in a mean over classes rare ones weigh more."""
+    if _average(metric) == "pairs":
+        weights = pd.Series(1.0, known.index)
+    else:
+        weights = 1 / known.groupby("class_name")[known.columns[0]].transform("size")
+    weights = weights.groupby("image_id").sum()
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def _published(measurements: Measurements, config: Config, model: str, published_dir: str | Path) -> Any:
     """A function (metric, its registered name, variant, method) → published value and source; both empty without one.
 
     A published value is comparable on its own test set and with the networks that it was measured on, as they were downloaded.
+    That of the centre needs no network.
     Settings of the methods are not compared.
     """
     printed = pd.read_csv(Path(published_dir) / "metrics.csv", keep_default_na=False)
@@ -153,7 +207,9 @@ def _published(measurements: Measurements, config: Config, model: str, published
         if rows.empty or variant != PRETRAINED:
             return "", ""
         (row,) = rows.itertuples()
-        if not all(same.values()) or metric != further.get(use):
+        # The centre needs no network.
+        needed = ("data", "difficult") if method == "center" else same
+        if not all(same[key] for key in needed) or metric != further.get(use):
             return NOT_COMPARABLE, row.source
         return row.value / 100, row.source
 
@@ -164,7 +220,8 @@ def agreement_table(table: pd.DataFrame, measurements: Measurements, config: Con
     """Kendall's τ-b between the rankings of the methods by each two metrics, those of Tables 1–4 included.
 
     The sanity methods are left out: they are not candidates, and that all metrics put noise last would look like agreement.
-    Metrics without a better direction are left out too. Values are those of the replicates of ``methods_on``.
+    Metrics without a better direction are left out too. Values are those of the replicates of ``methods_on``, rounded as
+    printed, and of further metrics those that are ranked: over the pairs that all methods have.
 
     Returns:
         one row per variant and two metrics: ``variant``, ``first``, ``second`` (labels), ``tau`` in [-1,1], 1 for the same
@@ -193,17 +250,15 @@ def _scores(
         yield (
             _label(key),
             {
-                method: sign
-                * measurements.values(Quantity(key, variant, method), config.tables.average)[list(replicates)].mean(
-                    axis=None
-                )
+                method: sign * round(float(found[list(replicates)].mean(axis=None)), PERCENT_DIGITS)
                 for method in methods
+                for found in [measurements.values(Quantity(key, variant, method), config.tables.average)]
             },
         )
     for row, _, label, metric in metrics_in(config):
         if metric.higher_is_better is None:
             continue
-        cells = table[(table["metric"] == row) & (table["variant"] == variant)].set_index("method")["value"]
+        cells = table[(table["metric"] == row) & (table["variant"] == variant)].set_index("method")["ranked_value"]
         yield label, {method: (1 if metric.higher_is_better else -1) * cells[method] for method in methods}
 
 
@@ -220,17 +275,25 @@ def metric_notes(table: pd.DataFrame, config: Config) -> list[str]:
             "network": "the stored maps and the network",
             "method": "the method, called again",
         }
+        shares = "; on one training, or where all pairs agree, the interval is that of Wilson"
         notes.append(
             f"{label}: `{use}`{f' ({settings})' if settings else ''}; {direction[metric.higher_is_better]}; from "
-            f"{of[metric.requires]}; mean over the {mean}."
+            f"{of[metric.requires]}; mean over the {mean}{shares if getattr(metric, 'binary', False) else ''}."
         )
         cells = table[table["metric"] == row]
         for reason, without in cells[cells["reason"] != ""].groupby("reason", sort=False):
             notes.append(f"{label}: no values for {', '.join(without['label'].unique())}: {reason}.")
-        if (marked := cells[cells["mark"] != ""]).size:
-            names = ", ".join(dict.fromkeys(f"{cell.label} ({cell.mark})" for cell in marked.itertuples()))
+        for mark, marked in cells[cells["mark"] != ""].groupby("mark", sort=False):
             limit = getattr(metric, "threshold", None)
-            notes.append(f"Marked by {label}{f', from a mean of {limit:g} on' if limit is not None else ''}: {names}.")
+            since = f", from a mean of {limit:g} on" if limit is not None else ""
+            names = ", ".join(marked["label"].unique())
+            notes.append(f'Marked "{mark}" by {label}{since}: {names}. {getattr(metric, "caution", "")}'.rstrip())
+        ranked = cells[~cells["method"].isin(SANITY_METHODS) & (cells["ranked_pairs"] < cells["pairs"])]
+        for variant, short in ranked.groupby("variant", sort=False):
+            number = short["ranked_pairs"].iloc[0]
+            over = f"the ranks are over the {number} pairs that all ranked methods have"
+            none = "no pair has a value of every ranked method, so there are no ranks"
+            notes.append(f"{label} on {variant}: {over if number else none}.")
     if sources := [source for source in table["source"].unique() if source]:
         notes.append(
             f"Published values: {'; '.join(sources)}. They are comparable only on that test set with those networks. The "

@@ -154,12 +154,12 @@ def crossed_estimate(values: ArrayLike, level: float = 0.95) -> Estimate:
     return Estimate(mean, low, high, standard_error, replicates, images, tuple((origin + rows).tolist()), share)
 
 
-def proportion_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+def proportion_interval(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval ``(low, high)`` of a proportion, in [0,1]. It is not a point when all or none of the trials succeed.
 
     Args:
         successes: number of trials that succeeded, from 0 to ``trials``; a mean over replicates may be fractional.
-        trials: number of independent trials, at least 1.
+        trials: number of independent trials, at least 1; one that weights stand for may be fractional.
         level: coverage, in (0, 1).
 
     Raises:

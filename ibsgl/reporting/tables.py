@@ -46,6 +46,8 @@ VERDICT_RULE = (
     "our standard error over images alone, scaled to the number of the published test images, stands for it. The training "
     "variance of the published value is unknown."
 )
+# Digits of Tables 1–4 (in percent), and of the further metrics. Ranks are those of the rounded values.
+PERCENT_DIGITS, METRIC_DIGITS = 2, 4
 
 
 class _Row(NamedTuple):
@@ -280,7 +282,9 @@ def _ranks(
             if len(found) < 2 or not shared:
                 continue
             # Rounded as it is printed: what looks equal has one rank.
-            means = {row: round(float(values[shared].to_numpy().mean()), 2) for row, values in found.items()}
+            means = {
+                row: round(float(values[shared].to_numpy().mean()), PERCENT_DIGITS) for row, values in found.items()
+            }
             ranked = sorted(set(means.values()), reverse=metric.higher_is_better)[:2]
             for row, mean in means.items():
                 if mean in ranked:

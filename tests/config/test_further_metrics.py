@@ -1,12 +1,16 @@
 """The config key further_metrics: rows, what is refused, and which steps depend on it."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from shapes_config import JOBS, changed, values
 
 from ibsgl import config
 from ibsgl.config.steps import step_of
+from ibsgl.metrics import further
+from ibsgl.metrics.further.registry import FURTHER
+from ibsgl.reporting.metric_table import metrics_in
 
 METRIC = {"model": "resnet", "replicate": 0, "variant": "pretrained"}
 
@@ -39,6 +43,20 @@ def test_false_removes_a_row_of_an_earlier_file():
         ),
         ({"deletion": {"steps": 0}}, r"further_metrics.deletion: steps: Input should be greater than or equal to 1"),
         ({"mine": {"use": 5}}, r"further_metrics: mine.use: this is a text"),
+        ({"mine": {"use": "deletion", "label": " "}}, r"further_metrics: mine.label: this is a text of one line"),
+        ({"mine": {"use": "deletion", "label": "a\nb"}}, r"further_metrics: mine.label: this is a text of one line"),
+        (
+            {"one": {"use": "deletion", "label": "Same"}, "two": {"use": "insertion", "label": "Same"}},
+            r"further_metrics.two.label: one is called 'Same' in tables too; take another text",
+        ),
+        (
+            {"deletion": None, "mine": {"use": "insertion", "label": "Deletion"}},
+            r"further_metrics.mine.label: deletion is called 'Deletion' in tables too",
+        ),
+        (
+            {"mine": {"use": "insertion", "label": "EBPG"}},
+            r"further_metrics.mine.label: a metric of Tables 1–4 is called 'EBPG' in tables too",
+        ),
         ({"ebpg": {"use": "deletion"}}, r"further_metrics: ebpg is in Tables 1–4 anyway"),
         ({"a b": {"use": "deletion"}}, r"further_metrics"),
         ({"q": {"use": "quantus"}}, r"further_metrics.q: metric: Field required"),
@@ -108,3 +126,36 @@ def test_maps_of_one_pass_are_those_of_the_variant():
         step = step_of(of, "lightmaps", **(METRIC | {"variant": variant}))
         assert list(step.methods) == of.light_methods(variant)
         assert "rise" not in step.methods
+
+
+def test_a_limit_that_only_the_table_reads_does_not_run_the_metric_again():
+    trees = [
+        rows(model_randomisation=settings) for settings in ({}, {"threshold": 0.5}, {"stages": 2, "threshold": 0.5})
+    ]
+    where = METRIC | {"metric": "model_randomisation"}
+    one, other, shorter = (step_of(config.parse(tree), "metric", **where).to_json() for tree in trees)
+    assert one == other != shorter
+    tables = [step_of(config.parse(tree), "metrics", model="resnet").to_json() for tree in trees]
+    assert len(set(tables)) == 3
+
+
+def test_the_fields_that_only_the_table_reads_are_fields():
+    for name in further.names():
+        kind = FURTHER.load(name)
+        assert getattr(kind, "for_tables", frozenset()) <= {field.name for field in fields(kind)}
+
+
+def test_the_table_has_the_configs_order_of_metrics_and_methods():
+    tree = rows(sparseness=None, deletion=None, complexity=None)
+    of = config.parse(tree)
+    step = step_of(of, "metrics", model="resnet")
+    read = type(step).parse(step.to_json()).resolved()
+    assert list(read.further_metrics) == ["sparseness", "deletion", "complexity"]
+    assert list(read.methods) == list(of.methods) != sorted(of.methods)
+    assert [metric.row for metric in metrics_in(read)] == ["sparseness", "deletion", "complexity"]
+    # Another order draws the table again, and measures nothing again.
+    other = config.parse(rows(deletion=None, sparseness=None, complexity=None))
+    assert step_of(other, "metrics", model="resnet").to_json() != step.to_json()
+    wrong = json.loads(step.to_json()) | {"order": {"further_metrics": ["sparseness"], "methods": list(of.methods)}}
+    with pytest.raises(ValueError, match=r"order.further_metrics: this has each name of config.further_metrics once"):
+        type(step).parse(json.dumps(wrong))

@@ -126,6 +126,16 @@ def test_another_version_of_the_library_computes_the_maps_again(monkeypatch):
     assert lineage(settings, "maps", method="rise", **where) == before["rise"]
 
 
+def test_another_version_of_the_library_of_a_method_of_one_pass_computes_its_maps_again(monkeypatch):
+    settings = loaded(methods={"gradcam": {}, "rise": {}})
+    monkeypatch.setattr(registry, "library_of", lambda name: "fast-maps" if name == "gradcam" else None)
+    monkeypatch.setattr(registry, "version", lambda library: f"{library} 9")
+    for step in ("lightmaps", "evaluate", "thumbnails"):
+        found = step_of(settings, step, model="resnet", replicate=0, variant="pretrained")
+        assert found.to_dict()["libraries"] == {"fast-maps": "fast-maps 9"}
+        assert type(found).parse(found.to_json()) == found
+
+
 def test_overrides_and_alternatives_change_a_rows_settings():
     settings = loaded(
         methods={"r": {"use": "rise", "masks": 9}},

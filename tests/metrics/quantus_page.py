@@ -63,11 +63,11 @@ def nothing_refused():
         adapter.WORKING, adapter.REFUSED = kept
 
 
-def evidence(pairs=(0, 1)):
-    """Maps of FullGrad on an untrained network for the images ``pairs`` of two, and how often the method is called."""
+def evidence(pairs=(0, 1, 2)):
+    """Maps of FullGrad on an untrained network for the images ``pairs`` of three, and how often the method is called."""
     torch.manual_seed(0)
     network, calls = build_network("resnet_small", 4, width=8).eval(), []
-    images, targets = torch.rand(2, 3, SIZE, SIZE)[list(pairs)], torch.tensor([1, 2])[list(pairs)]
+    images, targets = torch.rand(3, 3, SIZE, SIZE)[list(pairs)], torch.tensor([1, 2, 3])[list(pairs)]
     method = attribution.get("fullgrad")
 
     def explain(network, images, classes=None, places=None):
@@ -77,6 +77,8 @@ def evidence(pairs=(0, 1)):
 
     region = torch.zeros(len(images), SIZE, SIZE, dtype=torch.bool)
     region[:, 8:20, 8:20] = True
+    # The highest pixel of one map.
+    region[torch.tensor(pairs) == 1, 15, 0] = True
     found = PairEvidence(
         method(network, images, targets),
         region,
@@ -90,7 +92,7 @@ def evidence(pairs=(0, 1)):
     return found, calls
 
 
-def call(name, kind, pairs=(0, 1)):
+def call(name, kind, pairs=(0, 1, 2)):
     """The values of a metric, and whether it has called the method."""
     found, calls = evidence(pairs)
     with warnings.catch_warnings(), evaluating(found.network):

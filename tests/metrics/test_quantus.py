@@ -2,6 +2,8 @@
 
 import inspect
 import random
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -29,13 +31,15 @@ def test_a_metric_that_works(kinds, name):
     torch.manual_seed(7), random.seed(7), np.random.seed(7)
     expected = torch.rand(1), random.random(), np.random.rand()
     values, called = quantus_page.call(name, kind)
-    assert values.shape == (2,)
+    assert values.shape == (3,)
     assert values.isfinite().all()
+    # A metric that says nothing about single maps gives all the same value.
+    assert len(set(values.tolist())) > 1
     assert called == (facts.requires == "method")
     assert facts.higher_is_better == (kind.score_direction.value == "higher")
     np.random.seed(0), random.seed(0)
     again, _ = quantus_page.call(name, kind, pairs=(1,))
-    assert torch.allclose(again, values[1:], rtol=1e-3)
+    assert torch.allclose(again, values[1:2], rtol=1e-3)
     found, _ = quantus_page.evidence()
     before = {key: value.clone() for key, value in found.network.state_dict().items()}
     torch.manual_seed(7), random.seed(7), np.random.seed(7)
@@ -45,7 +49,7 @@ def test_a_metric_that_works(kinds, name):
 
 
 # These give values that are not what they seem.
-MISLEADING = {"Consistency", "SmoothMPRT"}
+MISLEADING = {"Completeness", "Consistency", "Monotonicity", "SmoothMPRT", "Sufficiency"}
 
 
 @pytest.mark.parametrize("name", sorted(adapter.REFUSED.keys() - MISLEADING))
@@ -65,11 +69,39 @@ def test_a_metric_that_makes_other_maps_is_refused(kinds):
     assert calls == []
 
 
-def test_a_map_of_zeros_has_no_value():
+@pytest.mark.parametrize(("name", "value"), [("Completeness", 0), ("Monotonicity", 1), ("Sufficiency", 0)])
+def test_a_metric_that_cannot_tell_our_maps_apart_is_refused(kinds, name, value):
+    with quantus_page.nothing_refused():
+        values, _ = quantus_page.call(name, kinds[name])
+    assert values.tolist() == [value] * 3
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.3])
+def test_a_map_of_one_value_has_no_value(constant):
     found, _ = quantus_page.evidence()
-    found.saliency[0] = 0
+    found.saliency[0] = constant
     values = get("quantus", metric="Sparseness")(found)
-    assert values.isnan().tolist() == [True, False]
+    assert values.isnan().tolist() == [True, False, False]
+
+
+def test_a_pair_whose_map_of_a_changed_image_has_one_value_has_none(kinds):
+    found, _ = quantus_page.evidence()
+    explain = found.explain
+
+    def flat(network, images, classes=None, places=None):
+        made = explain(network, images, classes, places)
+        made[places == 0] = 0.3
+        return made
+
+    found = replace(found, explain=flat)
+    values = get("quantus", metric="MPRT", arguments=quantus_page.arguments(kinds["MPRT"]))(found)
+    assert values.isnan().tolist() == [True, False, False]
+
+
+def test_hits_of_the_pointing_game_are_a_share():
+    assert get("quantus", metric="PointingGame").binary
+    assert not get("quantus", metric="PointingGame", arguments={"weighted": True}).binary
+    assert not get("quantus", metric="Sparseness").binary
 
 
 def test_what_is_wrong_with_a_row_is_said():
@@ -80,6 +112,22 @@ def test_what_is_wrong_with_a_row_is_said():
             {"metric": "TopKIntersection", "arguments": {"top": 5}},
             r"quantus: TopKIntersection has no argument 'top'; its arguments: k, concept_influence",
         ),
+        (
+            {"metric": "FaithfulnessCorrelation", "arguments": {"nr_runs": "many"}},
+            r"quantus: FaithfulnessCorrelation: nr_runs: Input should be a valid integer",
+        ),
+        (
+            {"metric": "FaithfulnessCorrelation", "arguments": {"similarity_func": "correlation"}},
+            r"quantus: FaithfulnessCorrelation: similarity_func: Input should be callable",
+        ),
+        (
+            {"metric": "EffectiveComplexity", "arguments": {"normalise_func_kwargs": [1]}},
+            r"quantus: EffectiveComplexity: normalise_func_kwargs: Input should be a valid dictionary",
+        ),
+        (
+            {"metric": "MPRT", "arguments": {"layer_order": "sideways"}},
+            r"quantus: MPRT: ",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             get("quantus", **settings)
@@ -87,10 +135,10 @@ def test_what_is_wrong_with_a_row_is_said():
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
     def missing(name):
-        raise adapter.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(adapter, "version", missing)
-    with pytest.raises(ValueError, match=r"not installed; run: pip install 'ibsgl\[quantus\]'"):
+    monkeypatch.setattr("ibsgl.extras.version", missing)
+    with pytest.raises(ValueError, match=r"quantus is not installed; install ibsgl\[quantus\]"):
         get("quantus", metric="Sparseness")
 
 

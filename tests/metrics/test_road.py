@@ -1,11 +1,13 @@
 """ROAD: against pytorch-grad-cam's own metric, and by hand on an image of one colour."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 from pairs import evidence, summing_network, with_identity
 from torch import nn
 
-from ibsgl.metrics.further import get, road
+from ibsgl.metrics.further import get
 from ibsgl.networks import SplitNetwork
 
 SALIENCY = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -78,8 +80,8 @@ def test_what_is_wrong_is_said(monkeypatch):
         get("road", percentages=[])
 
     def missing(name):
-        raise road.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(road, "version", missing)
-    with pytest.raises(ValueError, match="road: grad-cam is not installed"):
+    monkeypatch.setattr("ibsgl.extras.version", missing)
+    with pytest.raises(ValueError, match=r"grad-cam is not installed; install ibsgl\[grad-cam\]"):
         get("road")

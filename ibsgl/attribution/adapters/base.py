@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ibsgl.extras import not_installed
 from ibsgl.networks.split import SplitNetwork, check_batch
 from ibsgl.randomness import Generators, draw
 from ibsgl.settings import LARGEST
@@ -105,7 +106,7 @@ def load(package: str, library: str, extra: str) -> ModuleType:
         missing = (
             library if (error.name or "") == package.partition(".")[0] else f"{error.name}, which {library} needs,"
         )
-        raise ValueError(f"{missing} is not installed; install ibsgl[{extra}]") from None
+        raise not_installed(missing, extra) from None
 
 
 def known(kind: str, name: str, methods: Collection[str], refused: Mapping[str, str]) -> None:

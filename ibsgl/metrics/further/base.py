@@ -92,17 +92,29 @@ class PairEvidence:
         return *self.with_network(), self.explain
 
 
+def too_many_passes(passes: float | None, limit: int | None) -> str:
+    """Why a method with so many passes per map (``None``: unknown) gets no values; empty within ``limit``, or without one."""
+    if limit is None:
+        return ""
+    if passes is None:
+        return "the number of passes per map is unknown"
+    return f"more than {limit} passes per map (max_passes)" if passes > limit else ""
+
+
 class FurtherMetric(Protocol):
     """A further metric with its settings: a frozen dataclass, whose fields are its settings.
 
     It may also have:
 
     - ``average``: ``"classes"`` if its value is the mean over the classes' means. Otherwise it is the mean over pairs.
-    - ``binary``: whether each value is 0 or 1. If all pairs have the same, the interval is that of a proportion.
+    - ``binary``: whether each value is 0 or 1. The interval is that of a proportion, with one replicate
+      or if all pairs have the same.
     - ``forward_passes()``: passes of an image per map, beside those of ``further_maps()``: the maps that it makes for each
       map. With them ``ibsgl plan`` includes the metric.
     - ``unsuited(passes)``: why a method with so many passes per map (``None``: unknown) gets no values; empty if it gets them.
-    - ``mark(mean)``: what the table says beside a method whose mean is ``mean``; empty for nothing.
+    - ``mark(mean)``: what the table says beside a method whose mean is ``mean``; empty for nothing. ``caution`` is a sentence
+      on the marks, below the table.
+    - ``for_tables``: the fields that only :meth:`mark` reads. A change of them does not run the metric again.
     - ``version()``: of the library that computes it. A change of it runs the metric again.
     """
 

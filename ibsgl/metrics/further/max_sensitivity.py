@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from ibsgl.metrics.further.base import PairEvidence, Requires
+from ibsgl.metrics.further.base import PairEvidence, Requires, too_many_passes
 from ibsgl.randomness import draw
 from ibsgl.settings import Positive
 
@@ -18,14 +18,16 @@ from ibsgl.settings import Positive
 class MaxSensitivity:
     """Max-sensitivity (Yeh et al., NeurIPS 2019): max over y with ‖y − x‖_∞ ≤ radius of ‖Φ(y) − Φ(x)‖₂ / ‖Φ(x)‖₂.
 
-    Φ(x) is the map of image x. The maximum is over ``samples`` draws from the uniform distribution on the ball, so it is a
-    lower bound. The drawn images may leave [0,1] by ``radius``. A method with random draws of its own gets the same draws for
-    all images of a pair. A map that is zero everywhere has no value.
+    Φ(x) is the map of image x. The paper's definition is the numerator alone. The authors' code divides by the norm of the
+    map, and so does captum's ``sensitivity_max``, so that methods of different scales can be compared. The maximum is over
+    ``samples`` draws from the uniform distribution on the ball, so it is a lower bound. The drawn images may leave [0,1] by
+    ``radius``. A method with random draws of its own gets the same draws for all images of a pair. A map that is zero
+    everywhere has no value.
 
     Args:
-        samples: drawn images per pair. For each a map is made.
-        radius: the largest change of a pixel, of colours in [0,1].
-        max_passes: methods with more passes per map than this, or an unknown number, get no value.
+        samples: drawn images per pair. For each a map is made. 10 as in captum.
+        radius: the largest change of a pixel, of colours in [0,1]. 0.02 as in captum.
+        max_passes: methods with more passes per map than this, or an unknown number, get no value. `null`: no limit.
     """
 
     label: ClassVar[str] = "Max-sensitivity"
@@ -34,7 +36,7 @@ class MaxSensitivity:
     requires: ClassVar[Requires] = "method"
     samples: Positive = 10
     radius: Annotated[float, Field(gt=0, le=1)] = 0.02
-    max_passes: Positive = 50
+    max_passes: Positive | None = 50
 
     def further_maps(self) -> int:
         """One map for each drawn image."""
@@ -46,9 +48,7 @@ class MaxSensitivity:
 
     def unsuited(self, passes: float | None) -> str:
         """Why a method with so many passes per map is left out."""
-        if passes is None:
-            return "the number of its passes is unknown"
-        return f"{passes:g} passes per map are more than max_passes" if passes > self.max_passes else ""
+        return too_many_passes(passes, self.max_passes)
 
     def __call__(self, evidence: PairEvidence) -> torch.Tensor:
         """(B,) ≥ 0."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from ibsgl.metrics.further.base import PairEvidence, Requires
+from ibsgl.metrics.further.base import PairEvidence, Requires, too_many_passes
 from ibsgl.networks.split import SplitNetwork, evaluating
 from ibsgl.randomness import derive_seed
 from ibsgl.settings import Positive
@@ -109,8 +109,10 @@ _SIMILARITIES = {"spearman": spearman, "ssim": structural_similarity}
 class ModelRandomisation:
     """Model parameter randomisation (Adebayo et al., NeurIPS 2018): mean similarity of the map to those of random networks.
 
-    The layers get random weights one after the other, from the head down, and stay random (the cascading test). After each
-    stage the method makes its map again, with the same draws. A method that explains the network must change its map: a
+    The layers get random weights one after the other, from the head down, and stay random (the cascading test). From the head
+    down is the reverse of the order in which the modules are defined. Batch normalisation has no random values: it gets weight
+    1, bias 0 and its initial running statistics. The bottleneck keeps the statistics of the features before. After each stage
+    the method makes its map again, with the same draws. A method that explains the network must change its map: a
     high similarity means that the map shows the image and not what the network has learned. A constant map has no order, so
     its similarity to the original is 0. An original that is constant has no value.
 
@@ -125,6 +127,10 @@ class ModelRandomisation:
     higher_is_better: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     requires: ClassVar[Requires] = "method"
+    for_tables: ClassVar[frozenset[str]] = frozenset({"threshold"})
+    caution: ClassVar[str] = (
+        "A method with random masks has the same masks for all networks, so with few masks it can be marked too."
+    )
     similarity: Literal["spearman", "ssim"] = "spearman"
     stages: Positive = 5
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.8
@@ -140,11 +146,7 @@ class ModelRandomisation:
 
     def unsuited(self, passes: float | None) -> str:
         """Why a method with so many passes per map is left out."""
-        if self.max_passes is None:
-            return ""
-        if passes is None:
-            return "the number of its passes is unknown"
-        return f"{passes:g} passes per map are more than max_passes" if passes > self.max_passes else ""
+        return too_many_passes(passes, self.max_passes)
 
     def mark(self, mean: float) -> str:
         """What the table says beside a method with this mean similarity."""

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from ibsgl.extras import installed_version
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.split import SplitNetwork
 
@@ -34,10 +36,8 @@ _METHOD: Literal["method"] = "method"
 WORKING: Mapping[str, _Facts] = {
     "FaithfulnessCorrelation": _Facts(True),
     "FaithfulnessEstimate": _Facts(True),
-    "Monotonicity": _Facts(True),
     "MonotonicityCorrelation": _Facts(True),
     "Infidelity": _Facts(False),
-    "Sufficiency": _Facts(True),
     "Continuity": _Facts(False, _METHOD),
     "LocalLipschitzEstimate": _Facts(False, _METHOD),
     "MaxSensitivity": _Facts(False, _METHOD),
@@ -57,7 +57,6 @@ WORKING: Mapping[str, _Facts] = {
     "MPRT": _Facts(False, _METHOD),
     "EfficientMPRT": _Facts(True, _METHOD),
     "RandomLogit": _Facts(False, _METHOD),
-    "Completeness": _Facts(True),
 }
 _CURVE = "it gives a curve per map, and no single value"
 # The others, with the reason.
@@ -69,6 +68,9 @@ REFUSED: Mapping[str, str] = {
     "IROF": "it cannot replace segments of images with three colours",
     "ROAD": "it numbers the pixels of three colours, and fills in those of one",
     "Consistency": "it compares the maps of a batch with one another, so a map has no value of its own",
+    "Monotonicity": "it puts the baseline's colour on an image of that colour, so every map has 1",
+    "Sufficiency": "it compares the maps of a batch with one another, so a single map always has 0",
+    "Completeness": "it asks for maps whose sum is the change of the output, and stored maps have no such scale",
     "Focus": "it needs mosaics of several images",
     "SmoothMPRT": "it makes maps with a method of its own instead of the given one",
     "NonSensitivity": "it needs one value for each colour of a pixel",
@@ -86,19 +88,43 @@ def check(metric: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"quantus: {metric} cannot be used: {REFUSED[metric]}; take one of {', '.join(WORKING)}")
     if metric not in WORKING:
         raise ValueError(f"quantus: there is no metric {metric!r}; take one of {', '.join(WORKING)}")
-    try:
-        version("quantus")
-    except PackageNotFoundError:
-        raise ValueError("quantus: the library is not installed; run: pip install 'ibsgl[quantus]'") from None
+    installed_version("quantus", "quantus")
     if not arguments:
         # To import it takes seconds.
         return
     import quantus
 
-    known = [name for name in signature(getattr(quantus, metric)).parameters if name not in _SET]
-    for key in arguments:
+    kind = getattr(quantus, metric)
+    known = [name for name in signature(kind).parameters if name not in _SET]
+    try:
+        types = get_type_hints(kind.__init__)
+    except AttributeError:
+        # Some name types that NumPy no longer has.
+        types = {}
+    for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"quantus: {metric} has no argument {key!r}; its arguments: {', '.join(known)}")
+        # Quantus itself finds a wrong value when the first map is measured.
+        try:
+            TypeAdapter(types.get(key, Any), config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"quantus: {metric}: {key}: {error.errors()[0]['msg']}") from None
+    try:
+        _built(metric, arguments)
+    except Exception as error:
+        raise ValueError(f"quantus: {metric}: {error}") from error
+
+
+def _built(metric: str, arguments: Mapping[str, Any]) -> Any:
+    import quantus
+
+    quiet = {"return_aggregate": False, "disable_warnings": True, "display_progressbar": False}
+    return getattr(quantus, metric)(**{**_DEFAULTS.get(metric, {}), **arguments, **quiet})
+
+
+def _constant(maps: torch.Tensor) -> torch.Tensor:
+    """(B,): which of the maps (B,H,W) are the same everywhere."""
+    return maps.amax((1, 2)) == maps.amin((1, 2))
 
 
 @contextmanager
@@ -147,6 +173,11 @@ class Quantus:
         return (-math.inf, math.inf)
 
     @property
+    def binary(self) -> bool:
+        """Whether each value is 0 or 1."""
+        return self.metric == "PointingGame" and not self.arguments.get("weighted")
+
+    @property
     def requires(self) -> Requires:
         """The network, because Quantus wants one of every metric, or the method."""
         return WORKING[self.metric].requires
@@ -157,27 +188,28 @@ class Quantus:
 
     @cached_property
     def _computed(self) -> Any:
-        import quantus
-
-        quiet = {"return_aggregate": False, "disable_warnings": True, "display_progressbar": False}
-        arguments = {**_DEFAULTS.get(self.metric, {}), **self.arguments, **quiet}
-        return getattr(quantus, self.metric)(**arguments)
+        return _built(self.metric, self.arguments)
 
     def __call__(self, evidence: PairEvidence) -> torch.Tensor:
-        """(B,) as Quantus gives them. NaN where Quantus gives NaN or infinity, and for a map that is zero everywhere."""
+        """(B,) as Quantus gives them. NaN where Quantus gives NaN or infinity, and for a map that is the same everywhere."""
         network, images = evidence.with_network()
         values = []
         for place, own in enumerate(evidence.generators):
             pair = slice(place, place + 1)
-            if not evidence.saliency[place].any():
+            if _constant(evidence.saliency[pair]).any():
                 # Quantus refuses such a map.
                 values.append(math.nan)
                 continue
 
-            empty: list[bool] = []
+            constant: list[bool] = []
 
             def explain(
-                model: SplitNetwork, inputs: Any, targets: Any, place: int = place, empty: list[bool] = empty, **_: Any
+                model: SplitNetwork,
+                inputs: Any,
+                targets: Any,
+                place: int = place,
+                constant: list[bool] = constant,
+                **_: Any,
             ) -> np.ndarray:
                 if evidence.explain is None:
                     raise ValueError(f"quantus: {self.metric} makes maps anew, but was not expected to")
@@ -185,7 +217,7 @@ class Quantus:
                 classes = torch.as_tensor(targets, dtype=torch.int64, device=images.device).flatten()
                 where = torch.full((len(some),), place)
                 made = evidence.explain(model, some, classes, where)
-                empty.append(not made.flatten(1).any(1).all())
+                constant.append(bool(_constant(made).any()))
                 return made[:, None].detach().cpu().numpy()
 
             try:
@@ -204,7 +236,7 @@ class Quantus:
                 values.append(self._single(result))
             except AssertionError:
                 # It refuses such maps of changed images and networks too.
-                if not any(empty):
+                if not any(constant):
                     raise
                 values.append(math.nan)
         found = torch.tensor(values, dtype=torch.float64)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
+from ibsgl.extras import installed_version
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.chunks import chunked
 from ibsgl.networks.split import autocast
@@ -23,7 +23,8 @@ class ROAD:
     The mean over ``percentages`` of (p_lowest − p_highest) / 2, where p is the target's probability after that percentage of
     the pixels is removed: the map's lowest, or its highest. A removed pixel becomes the weighted mean of its neighbours,
     removed ones included, plus noise. So what was removed cannot be seen from the mask. The library pytorch-grad-cam
-    (``grad-cam``) fills in the pixels, and its ``ROADCombined`` is this value. Equal values of a map are in row-major order.
+    (``grad-cam``) fills in the pixels. Its ``ROADCombined`` is this value without noise if the percentages are symmetric around
+    50: it removes what the percentile leaves. Equal values of a map are in row-major order.
 
     Args:
         percentages: of the pixels that are removed.
@@ -44,10 +45,7 @@ class ROAD:
 
     def version(self) -> str:
         """Of the library. ``ValueError`` if it is not installed."""
-        try:
-            return f"grad-cam {version('grad-cam')}"
-        except PackageNotFoundError:
-            raise ValueError("road: grad-cam is not installed; install ibsgl[grad-cam]") from None
+        return f"grad-cam {installed_version('grad-cam', 'grad-cam')}"
 
     def forward_passes(self) -> int:
         """Two for each percentage."""

@@ -21,14 +21,19 @@ def agreement_figure(agreement: pd.DataFrame, *, model: str) -> Figure:
     """A heat map for each variant of :func:`ibsgl.reporting.metric_table.agreement_table`, with the values in its cells."""
     variants = list(agreement["variant"].unique())
     names = list(agreement["first"].unique())
-    methods = agreement[agreement["first"] == agreement["second"]].groupby("variant", sort=False)["methods"].max()
+    # Two metrics are compared on the methods that have values of both.
+    methods = agreement.groupby("variant", sort=False)["methods"].agg(fewest="min", most="max")
+    numbers = [
+        f"{row.Index} has {row.most}" if row.fewest == row.most else f"{row.Index} has from {row.fewest} to {row.most}"
+        for row in methods.itertuples()
+    ]
     side, beside = _CELL * len(names), _LETTER * max(map(len, names))
     width = beside + len(variants) * side + 2 * _REST
     note = (
         f"Kendall's τ-b between the metrics' rankings of the methods on {model}: 1 is the same ranking, −1 the reverse, and "
         "each metric's better end is first. Sanity methods (centre, random, oracle) are left out. A dash: fewer than three "
         "methods have both values, or all have the same. With few methods τ is coarse: "
-        f"{', '.join(f'{variant} has {number}' for variant, number in methods.items())}."
+        f"{', '.join(numbers)}."
     )
     lines = textwrap.wrap(note, int(width * LETTERS_PER_INCH))
     figure = Figure(figsize=(width, beside + side + _REST / 2 + LINE_HEIGHT * len(lines)), layout="constrained")
