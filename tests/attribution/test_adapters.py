@@ -399,6 +399,19 @@ def test_every_method_of_the_libraries_is_known_or_refused():
     assert set(COMPOSITES) == {*of_zennit.COMPOSITES, *of_zennit.REFUSED}
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("IntegratedGradients", {"n_steps": "many"}),
+        ("Occlusion", {"sliding_window_shapes": [16, 16]}),
+    ],
+)
+def test_a_value_that_the_library_does_not_accept_is_one_line(networks, images, targets, method, arguments):
+    row = attribution.get("captum", method=method, arguments=arguments, sign="absolute")
+    with pytest.raises(ValueError, match=rf"^{method} \(captum, absolute\): .+; check its arguments$"):
+        row(networks["resnet"], images, targets)
+
+
 def test_the_copy_shares_weights_and_nothing_else(networks):
     network = networks["resnet"]
     copied = base.private_copy(network)

@@ -72,7 +72,11 @@ class Adapter(ABC):
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
-        """Images (B,3,H,W) in [0,1] and targets (B,) int64 → saliency (B,H,W) ≥ 0."""
+        """Images (B,3,H,W) in [0,1] and targets (B,) int64 → saliency (B,H,W) ≥ 0.
+
+        Raises:
+            ValueError: the library does not accept a value of ``arguments``.
+        """
         check_batch(images, targets)
         own = private_copy(network)
         seeds = draw(lambda g: torch.randint(2**31, (), generator=g, device=g.device), len(images), generator).tolist()
@@ -82,7 +86,12 @@ class Adapter(ABC):
             for start in range(0, len(images), step):
                 part = slice(start, start + step)
                 with _drawing_from(seeds[start], images.device):
-                    parts.append(self.maps(own, images[part].detach().clone(), targets[part]).detach())
+                    try:
+                        parts.append(self.maps(own, images[part].detach().clone(), targets[part]).detach())
+                    except (TypeError, AssertionError) as error:
+                        # The libraries check their arguments with assertions, or not at all.
+                        reason = str(error).partition("\n")[0] or type(error).__name__
+                        raise ValueError(f"{self.label}: {reason}; check its arguments") from error
         return torch.cat([part.to(images) for part in parts])
 
 
