@@ -26,6 +26,8 @@ def test_a_method_that_does_not_state_its_cost_is_unknown(elsewhere, monkeypatch
     class Silent:
         label, requires = "Silent", frozenset()
 
+    # Its answer is kept. It must not be that about the other method.
+    assert attribution.is_single_pass("gradcam")
     monkeypatch.setattr(
         attribution.registry, "get", lambda name, **settings: Silent() if name == "gradcam" else get(name, **settings)
     )
