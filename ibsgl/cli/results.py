@@ -171,6 +171,8 @@ def metrics(
     from ibsgl.reporting.measurements import read_measurements
     from ibsgl.reporting.metric_files import read_metrics
     from ibsgl.reporting.metric_table import agreement_table, check_run, metric_notes, metric_table
+    from ibsgl.reporting.notes import row_notes
+    from ibsgl.reporting.tables import deviations_of_run
 
     started, step = time.time(), parse(Metrics, settings)
     config, measurements = step.resolved(), read_measurements(evaluations)
@@ -179,7 +181,13 @@ def metrics(
     table = metric_table(values, measurements, config, model, published)
     agreement = agreement_table(table, measurements, config)
     write_csv(table, out)
-    write_metrics_markdown(table, out.with_suffix(".md"), model=model, notes=metric_notes(table, config))
+    write_metrics_markdown(
+        table,
+        out.with_suffix(".md"),
+        model=model,
+        deviations=deviations_of_run(measurements, config, model, published),
+        notes=[*metric_notes(table, config), *row_notes(config)],
+    )
     write_csv(agreement, plot.with_suffix(".csv"))
     figures.save(figures.agreement_figure(agreement, model=model), plot)
     write_record(

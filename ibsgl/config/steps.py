@@ -385,7 +385,7 @@ class Metrics(_ConfigStep):
 
     entry: ClassVar[tuple[str, ...]] = (
         *("ibsgl.reporting.metric_table", "ibsgl.reporting.metric_files", "ibsgl.reporting.measurements"),
-        *("ibsgl.reporting.formats", "ibsgl.reporting.figures"),
+        *("ibsgl.reporting.formats", "ibsgl.reporting.figures", "ibsgl.reporting.notes"),
     )
     model: str
     # By key of the config.

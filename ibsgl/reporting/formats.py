@@ -117,16 +117,22 @@ def write_comparisons_markdown(table: pd.DataFrame, path: str | Path, *, model: 
     _write_text(path, "\n".join(lines) + "\n")
 
 
-def write_metrics_markdown(table: pd.DataFrame, path: str | Path, *, model: str, notes: Sequence[str] = ()) -> None:
+def write_metrics_markdown(
+    table: pd.DataFrame, path: str | Path, *, model: str, deviations: Sequence[str], notes: Sequence[str] = ()
+) -> None:
     """Write the further metrics of one network as Markdown: a section for each variant, a line for each method.
 
     Args:
         table: that of :func:`ibsgl.reporting.metric_table.metric_table`.
         path: the file.
         model: the network's name.
+        deviations: how the run differs from the published settings (:func:`ibsgl.reporting.tables.deviations_of_run`).
         notes: sentences that go below the table (:func:`ibsgl.reporting.metric_table.metric_notes`).
     """
-    lines = [f"**Further metrics on {_markdown(model)}.**"]
+    differs = (
+        f"Not the published settings: {'; '.join(deviations)}." if deviations else "Run with the published settings."
+    )
+    lines = [f"**Further metrics on {_markdown(model)}.** {_markdown(differs)}"]
     for variant, of_variant in table.groupby("variant", sort=False):
         names = of_variant.drop_duplicates("metric")["metric_label"]
         lines += ["", f"## {_markdown(str(variant))}", "", f"| method | {' | '.join(map(_markdown, names))} |"]

@@ -50,11 +50,11 @@ def method_notes(config: Config, model: str) -> list[str]:
         f"Guidance: {_paper_loss(guidance) if guidance.loss == PAPER else _other_loss(guidance)}, "
         f"{training.epochs} epochs of {training.optimizer} at {training.lr:g}; "
         f"suppression {config.suppression.when}; bottleneck reduction {config.bottleneck.reduction}.",
-        *_rows(config),
+        *row_notes(config),
     ]
 
 
-def _rows(config: Config) -> list[str]:
+def row_notes(config: Config) -> list[str]:
     """A note with what computes the rows that have a name of their own, if there are any."""
     rows = []
     for name, settings in config.methods.items():

@@ -198,7 +198,11 @@ def test_a_method_without_values_has_its_reason_below_the_table(tmp_path):
     notes = metric_notes(table, of)
     assert "Max-sensitivity: no values for Grad-CAM: too many passes." in notes
     assert "Max-sensitivity: `max_sensitivity` (samples 2); lower is better; from the method, called again" in notes[0]
-    write_metrics_markdown(table, tmp_path / "metrics.md", model="resnet", notes=notes)
+    write_metrics_markdown(
+        table, tmp_path / "metrics.md", model="resnet", deviations=["RISE masks 8 instead of 8000"], notes=notes
+    )
+    heading = (tmp_path / "metrics.md").read_text(encoding="utf-8").splitlines()[0]
+    assert heading == "**Further metrics on resnet.** Not the published settings: RISE masks 8 instead of 8000."
     text = (tmp_path / "metrics.md").read_text()
     assert "| Grad-CAM | – |" in text
     assert "| Eq. 3 (HiResCAM) | 0.5000 [0.5000, 0.5000] (1) |" in text

@@ -61,6 +61,8 @@ def test_a_table_is_sorted_and_filtered(page):
     values = first_cells(page, "comparisons-1", 3)
     assert len(values) == 1
     page.locator("#table3 thead th").nth(2).click()
+    # The rows are sorted after the click has returned.
+    page.locator("#table3 thead th[aria-sort=ascending]").wait_for()
     shown = [float(text.split()[0]) for text in first_cells(page, "table3", 3) if text[0].isdigit()]
     assert shown == sorted(shown)
     page.get_by_label("Filter").nth(1).fill("Grad CAM++")
