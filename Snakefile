@@ -61,6 +61,7 @@ onstart:
             f"{ahead} has a date in the future, so all that is made from it would be made again. Delete it; or if it is right, "
             f"run: find {RESULTS} -newermt now -exec touch {{}} + && snakemake --touch --cores 1, with the same config"
         )
+    configuration.record_passes(CONFIG)
     if workflow.executor_plugin.name == "slurm":
         if leftovers := slurm.cancel_leftovers():
             logger.info(

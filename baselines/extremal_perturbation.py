@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ibsgl.attribution import Cost, Passes
-from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating
+from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating, input_gradient
 from ibsgl.randomness import Generators
 
 
@@ -87,7 +87,8 @@ class ExtremalPerturbation:
 
     def cost(self, channels: int) -> Cost:
         """One pass and its gradient for every area in every iteration."""
-        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * (self.iterations * len(self.areas)))
+        every = Passes(stem=1, head=1, stem_backward=1, head_backward=1)
+        return Cost(pair=every * (self.iterations * len(self.areas)), mixed=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -128,10 +129,10 @@ class ExtremalPerturbation:
             perturbed = _apply(pyramid, smooth_max.inside(masks))
             if t % 2 == 0:
                 perturbed = perturbed.flip(-1)
-            reward = network(perturbed).gather(1, targets[:, None])[:, 0]
-            # A sum over images, so that an image's gradient does not depend on the other images.
-            energy = (reward - weight * _area_loss(masks, reference)).sum()
-            (gradient,) = torch.autograd.grad(energy, parameters)
+            # Its gradient with respect to the parameters is that of the logits' sum. A sum over images, so that an image's
+            # gradient does not depend on the other images.
+            reward = (perturbed * input_gradient(network, perturbed, targets)).sum()
+            (gradient,) = torch.autograd.grad(reward - weight * _area_loss(masks, reference).sum(), parameters)
             velocity = gradient if velocity is None else 0.9 * velocity + 0.1 * gradient
             parameters = (parameters.detach() + self.lr * velocity).clamp_(0, 1)
             weight *= self.growth

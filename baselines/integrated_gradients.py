@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ibsgl.attribution import Cost, Passes
-from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating
+from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating, input_gradient
 from ibsgl.randomness import Generators
 
 
@@ -40,7 +40,7 @@ class IntegratedGradients:
 
     def cost(self, channels: int) -> Cost:
         """One pass and its gradient at every node."""
-        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * self.steps)
+        return Cost(pair=Passes(stem=1, head=1, stem_backward=1, head_backward=1) * self.steps, mixed=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
@@ -56,7 +56,7 @@ class IntegratedGradients:
         nodes = torch.as_tensor((symmetric_nodes + 1) / 2).to(images)
         weights = torch.as_tensor(symmetric_weights / 2).to(images)
         parts = []
-        with evaluating(network), torch.enable_grad():
+        with evaluating(network), torch.no_grad():
             for block, target in zip(images.detach().split(self.chunk), targets.split(self.chunk), strict=True):
                 run = partial(_weighted_gradients, network, block, target, nodes, weights)
                 mean = torch.zeros_like(block)
@@ -77,7 +77,5 @@ def _weighted_gradients(
 ) -> torch.Tensor:
     """Σ_s w_s ∇f(t_s x) (b,3,H,W) over the nodes from ``start`` to ``stop``."""
     t, weight = nodes[start:stop], weights[start:stop]
-    points = (t.view(-1, 1, 1, 1, 1) * images).flatten(0, 1).requires_grad_(True)
-    score = network(points).gather(1, targets.repeat(len(t))[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, points)
+    gradient = input_gradient(network, (t.view(-1, 1, 1, 1, 1) * images).flatten(0, 1), targets.repeat(len(t)))
     return torch.einsum("s,sbchw->bchw", weight, gradient.unflatten(0, (len(t), len(images))))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ibsgl.attribution import Cost, Passes
-from ibsgl.networks import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups
+from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating, forward_pass, same_image_groups
 from ibsgl.randomness import Generators, draw
 
 
@@ -90,8 +90,7 @@ class RISE:
     ) -> torch.Tensor:
         """Σ_i f(x ∘ M_i) M_i (k,H·W) over the masks from ``start`` to ``stop``, for one image (3,H,W) and its targets (k,)."""
         masks = self._masks(numbers[start:stop], image.shape[-2:]).to(image)
-        with autocast(image.device):
-            logits = network(torch.lerp(fill, image, masks[:, None]))
+        logits = forward_pass(network, torch.lerp(fill, image, masks[:, None]))
         # Half precision is enough for the passes, but not for a sum over thousands of masks.
         with torch.autocast(image.device.type, enabled=False):
             return network.probabilities(logits)[:, targets].to(masks).T @ masks.flatten(1)

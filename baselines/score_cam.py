@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ibsgl.attribution import Cost, Passes
-from ibsgl.networks import SplitNetwork, autocast, check_batch, chunked, evaluating, same_image_groups, upsample
+from ibsgl.networks import SplitNetwork, check_batch, chunked, evaluating, forward_pass, same_image_groups, upsample
 from ibsgl.randomness import Generators
 
 
@@ -91,10 +91,8 @@ class ScoreCAM:
         classes, column = targets.unique(return_inverse=True)
 
         def score(batch: torch.Tensor) -> torch.Tensor:
-            with autocast(batch.device):
-                logits = network(batch)
-            # In the precision of the images, also if the passes ran in another.
-            return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes].to(images)
+            logits = forward_pass(network, batch)
+            return (logits if self.weight == "softmax_scores" else network.probabilities(logits))[:, classes]
 
         baseline = score(fill.expand(1, *images.shape[1:]))[0]
         # Taken before upsampling: there rounding would give a constant map some contrast, and the scaling would amplify it.

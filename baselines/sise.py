@@ -11,10 +11,10 @@ import torch
 from ibsgl.attribution import Cost, Passes, StageChannels
 from ibsgl.networks import (
     SplitNetwork,
-    autocast,
     check_batch,
     chunked,
     evaluating,
+    forward_pass,
     missing_stages,
     same_image_groups,
     upsample,
@@ -179,8 +179,7 @@ class SISE:
             low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
             span = high - low + _EPSILON
             masks = (masks - low) / span
-            with autocast(image.device):
-                logits = network(torch.lerp(fill, image, masks[:, None]))
+            logits = forward_pass(network, torch.lerp(fill, image, masks[:, None]))
             probabilities = network.probabilities(logits)[:, targets].to(masks)
             return probabilities / ((masks.sum((1, 2)) + _EPSILON) * span[:, 0, 0])[:, None]
 

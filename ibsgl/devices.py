@@ -80,6 +80,8 @@ def lease() -> torch.device:
                 continue
             _held.append(lock)
             torch.cuda.set_device(index)
+            # float32 means float32: by default torch's convolutions round to TF32, which has 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
             return torch.device("cuda", index)
         if not waiting:
             cards = "the GPU is" if len(names) == 1 else f"all {len(names)} GPUs are"

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ibsgl.networks.chunks import in_pieces
-from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.networks.split import SplitNetwork
 
 if TYPE_CHECKING:
     from ibsgl.data.loading import ImageDataset
@@ -33,9 +33,8 @@ def predict(
 ) -> torch.Tensor:
     """Logits (N,K) on the CPU for every image of ``split``, in evaluation mode."""
     network.eval()
-    with torch.inference_mode(), autocast(device):
+    with torch.inference_mode():
         logits = [
-            in_pieces(network, images.to(device)).float().cpu()
-            for _, images in data.batches(data.ids(split), batch_size)
+            in_pieces(network, images.to(device)).cpu() for _, images in data.batches(data.ids(split), batch_size)
         ]
     return torch.cat(logits)

@@ -13,7 +13,7 @@ from ibsgl.bottleneck import Bottleneck, FeatureStatistics
 from ibsgl.guidance.localization import other_class
 from ibsgl.inference import pair_batches
 from ibsgl.networks.chunks import chunked, in_pieces
-from ibsgl.networks.split import SplitNetwork, autocast, evaluating
+from ibsgl.networks.split import SplitNetwork, evaluating
 from ibsgl.randomness import generator
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def other_targets(
     parts = []
     with evaluating(network), torch.no_grad():
         for rows, images, targets in pair_batches(data, pairs, batch_size, device, "other class"):
-            with autocast(device):
-                logits = in_pieces(network, images).float()
+            logits = in_pieces(network, images)
             shown = torch.stack([labels[image_id] for image_id in rows["image_id"]]).to(device)
             parts.append(other_class(logits, targets, shown if network.multilabel else None).cpu())
     return torch.cat(parts)
@@ -87,6 +86,6 @@ def _bottleneck_maps(
     """L^ib (n,h,w) of the rows from ``start`` to ``stop`` of a batch."""
     part = slice(start, stop)
     generators = [generator(seed, "bottleneck", image_id, device=images.device) for image_id in rows["image_id"][part]]
-    with torch.no_grad(), autocast(images.device):
+    with torch.no_grad():
         features = network.stem(images[part])
-    return method.feature_saliency(network, features.float(), targets[part], statistics, generators)
+    return method.feature_saliency(network, features, targets[part], statistics, generators)

@@ -44,7 +44,8 @@ class Cost:
         pair: for every (image, class) pair.
         image: for every image. Its classes share them.
         batch: for every batch.
-        mixed: whether the passes run in :func:`ibsgl.networks.autocast`.
+        mixed: whether the passes run in the run's ``precision``, by :func:`ibsgl.networks.forward_pass` and
+            :func:`ibsgl.networks.input_gradient`.
         at_most: whether some of the passes may not be needed.
     """
 

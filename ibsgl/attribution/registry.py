@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ibsgl.attribution.cost import passes_per_map
+from ibsgl.attribution.cost import cost_of, passes_per_map
+from ibsgl.networks.passes import Precision, fast_passes
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import Generators
 from ibsgl.registry import Registry
@@ -125,23 +126,26 @@ class Row:
         use: the name under which the method is registered. Random draws are seeded by it, not by the row's name, so two rows
             of one method differ in their settings alone.
         label: the name in tables.
+        precision: of the passes that the method states as mixed; see :class:`ibsgl.attribution.Cost`.
     """
 
     method: Attribution
     use: str
     label: str
+    precision: Precision = "float32"
 
     @property
     def requires(self) -> frozenset[str]:
         """Those of the method."""
         return self.method.requires
 
-    def __call__(self, *args: Any, **context: Any) -> torch.Tensor:
+    def __call__(self, network: SplitNetwork, *args: Any, **context: Any) -> torch.Tensor:
         """The method's maps."""
-        return self.method(*args, **context)
+        with fast_passes(network, self.precision):
+            return self.method(network, *args, **context)
 
 
-def row(name: str, settings: Mapping[str, Any]) -> Row:
+def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32") -> Row:
     """The row ``name`` of a config with the keys ``settings``: ``use``, ``label``, and the settings of the method.
 
     Without ``label`` a row has the label of its method. The row's name stands behind it if the method has another name:
@@ -157,7 +161,13 @@ def row(name: str, settings: Mapping[str, Any]) -> Row:
         raise ValueError(f"{LABEL}: this is the name in tables, a text of one line (it is {label!r})")
     method = get(use, **{key: value for key, value in settings.items() if key not in (USE, LABEL)})
     plain = use == name or library_of(use) is not None
-    return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"))
+    return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"), precision)
+
+
+def is_mixed(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the passes of the row ``name`` are in the run's precision."""
+    cost = cost_of(row(name, settings).method, CHANNELS)
+    return cost is not None and cost.mixed
 
 
 def library_versions(name: str) -> dict[str, str]:

@@ -61,24 +61,31 @@ def maps(
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
     from ibsgl.data.index import shard
-    from ibsgl.maps import compute_maps
+    from ibsgl.maps import batch_to_compile, compute_maps
+    from ibsgl.networks import fast_passes
     from ibsgl.seals import sealed
 
     step, device = parse(Maps, settings), device_of(gpu)
-    methods = {name: attribution.row(name, chosen) for name, chosen in step.methods.items()}
+    methods = {name: attribution.row(name, chosen, step.precision) for name, chosen in step.methods.items()}
     images = dataset(index_file, root, step.network.image_size)
-    batches = compute_maps(
-        step.network.build(len(images.index.class_names), weights).to(device),
-        images,
-        shard(images.pairs("test"), shard_number, step.shards),
-        methods,
-        seed=step.seed,
-        batch_size=batch_size,
-        device=device,
-        statistics=load_statistics(statistics_file, device) if statistics_file else None,
-    )
-    with sealed(out) as temporary:
-        write_maps(temporary, batches, methods, images.size, step.to_dict())
+    network = step.network.build(len(images.index.class_names), weights).to(device)
+    pairs = shard(images.pairs("test"), shard_number, step.shards)
+    shape = None
+    if step.compile == "auto":
+        (method,) = methods.values()
+        shape = batch_to_compile(network, method, images.size, pairs)
+    with fast_passes(network, step.precision, shape) as passes, sealed(out) as temporary:
+        batches = compute_maps(
+            network,
+            images,
+            pairs,
+            methods,
+            seed=step.seed,
+            batch_size=batch_size,
+            device=device,
+            statistics=load_statistics(statistics_file, device) if statistics_file else None,
+        )
+        write_maps(temporary, batches, methods, images.size, step.to_dict() | {"passes": passes.facts()})
 
 
 @app.command()
@@ -231,7 +238,7 @@ def metric(
         batch_size=batch_size,
         device=device,
         network=network,
-        methods={name: attribution.row(name, of_method) for name, of_method in chosen.items()},
+        methods={name: attribution.row(name, of_method, step.precision) for name, of_method in chosen.items()},
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
     )
     facts = {

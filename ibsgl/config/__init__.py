@@ -2,6 +2,7 @@
 
 from ibsgl.config.checks import check, load, read
 from ibsgl.config.files import read_file
+from ibsgl.config.passes import record_passes
 from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, Config, merge, parse
 from ibsgl.errors import ConfigError
 
@@ -16,4 +17,5 @@ __all__ = [
     "parse",
     "read",
     "read_file",
+    "record_passes",
 ]

@@ -17,12 +17,14 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
+from ibsgl.config.passes import Compile, PassSettings, pass_settings
 from ibsgl.data.sources import DEFAULT, SOURCES, AnySource
 from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import NO_LOSS, NO_TEACHER, PAPER, TEACHERS, teacher_requires
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import METRICS, MetricSettings
+from ibsgl.networks.passes import Precision
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.redaction import redacted
 from ibsgl.registry import SettingError
@@ -142,6 +144,17 @@ class Config(Settings):
         "Changing the device re-runs nothing. A GPU draws other masks and noise from the same seed",
     )
     threads: Positive = Field(1, description="CPU threads of each heavy job")
+    precision: Precision | Literal["auto"] = Field(
+        "float32",
+        description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
+        "half the time and changes metrics by rounding (docs/precision.md). `auto`: `bfloat16` where the processor has it "
+        "natively; a run writes down what that was, in `results/<name>/passes.json`. All else is in float32",
+    )
+    compile: Compile = Field(
+        "off",
+        description="`auto`: torch's compiler makes the forward passes of those methods faster, in jobs that are long enough "
+        "to pay for it and where there is a C++ compiler. This changes values by rounding",
+    )
     shard_size: int = Field(
         512,
         ge=1,
@@ -346,6 +359,11 @@ class Config(Settings):
         if method == "bottleneck":
             return self.bottleneck.model_dump()
         return self.methods.get(method, {})
+
+    @property
+    def passes(self) -> PassSettings:
+        """How the passes of methods of many passes run, with what ``auto`` means in this run."""
+        return pass_settings(self)
 
     def is_light(self, method: str) -> bool:
         """Whether maps of a row cost less than to start a job: those of one pass, and those that every table has."""

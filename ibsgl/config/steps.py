@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
+from ibsgl.config.passes import Compile
 from ibsgl.config.schema import Config, Figures, describe
 from ibsgl.data.download import Archive
 from ibsgl.data.sources import AnySource
@@ -25,6 +26,7 @@ from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import LOSSES, NO_LOSS, NO_TEACHER, PAPER, TEACHERS
 from ibsgl.guidance.settings import PAPER_KEYS, GuidanceSettings
 from ibsgl.metrics import METRICS, MetricSettings, further
+from ibsgl.networks.passes import Precision
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.randomness import derive_seed
 from ibsgl.settings import Positive, Settings
@@ -235,6 +237,9 @@ class Maps(_NetworkStep):
     methods: dict[str, dict[str, Any]]
     # By distribution, the version of the library that computes the maps. Without one there is no such key.
     libraries: dict[str, str] = Field({})
+    # Only if the method's passes depend on them.
+    precision: Precision = "float32"
+    compile: Compile = "off"
     shards: Positive
 
     @staticmethod
@@ -245,7 +250,8 @@ class Maps(_NetworkStep):
             known = ", ".join(methods) or "none"
             raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
         settings = _without_label(config, method)
-        return {"methods": {method: settings}, "shards": config.shards} | _libraries(config, [method])
+        part = {"methods": {method: settings}, "shards": config.shards} | _libraries(config, [method])
+        return part | _pass_settings(config, [method])
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
@@ -275,6 +281,8 @@ class Metric(_NetworkStep):
     version: str = ""
     # Only if the metric calls them again: by name, the settings of the variant's methods.
     methods: dict[str, dict[str, Any]] | None = None
+    # Of those that are in the run's precision.
+    precision: Precision = "float32"
     shards: Positive
 
     @staticmethod
@@ -289,6 +297,7 @@ class Metric(_NetworkStep):
         if metric.requires == "method":
             methods = config.methods_of(where["variant"], int(where["replicate"]))
             part |= {"methods": {method: _without_label(config, method) for method in methods}}
+            part |= {key: value for key, value in _pass_settings(config, methods).items() if key == "precision"}
         return part
 
     def modules(self) -> tuple[str, ...]:
@@ -559,6 +568,12 @@ def _libraries(config: Config, methods: Iterable[str]) -> dict[str, Any]:
     for method in methods:
         found |= attribution.library_versions(attribution.method_of(method, config.method_settings(method)))
     return {"libraries": found} if found else {}
+
+
+def _pass_settings(config: Config, methods: Iterable[str]) -> dict[str, Any]:
+    """Precision and compiler, if the passes of one of ``methods`` depend on them; otherwise no keys."""
+    mixed = any(attribution.is_mixed(method, config.method_settings(method)) for method in methods)
+    return config.passes._asdict() if mixed else {}
 
 
 def _without_label(config: Config, method: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.metrics import deletion
-from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import generator
 
 
@@ -44,19 +44,18 @@ def deletion_curves(
     device = images.device
     fractions = np.linspace(0, 1, settings.points)
     fill = network.mean.to(device) if settings.fill == "mean" else torch.zeros(3, 1, 1, device=device)
-    with autocast(device):
-        curves = deletion.deletion_curve(
-            network,
-            images,
-            targets,
-            saliency,
-            r=r,
-            fractions=fractions.tolist(),
-            generators=[generator(seed, "deletion", image_id, device=device) for image_id in rows["image_id"]],
-            repeats=settings.repeats,
-            fill=fill,
-            chunk=batch_size,
-        )
+    curves = deletion.deletion_curve(
+        network,
+        images,
+        targets,
+        saliency,
+        r=r,
+        fractions=fractions.tolist(),
+        generators=[generator(seed, "deletion", image_id, device=device) for image_id in rows["image_id"]],
+        repeats=settings.repeats,
+        fill=fill,
+        chunk=batch_size,
+    )
     keys = pd.MultiIndex.from_product(
         [range(len(rows)), range(settings.repeats), fractions], names=["row", "repeat", "fraction"]
     ).to_frame(index=False)

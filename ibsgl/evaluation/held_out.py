@@ -12,7 +12,7 @@ import torch
 from ibsgl.guidance.localization import other_class, saliency_cross_entropy
 from ibsgl.inference import pair_batches
 from ibsgl.networks.chunks import in_pieces
-from ibsgl.networks.split import SplitNetwork, autocast, evaluating
+from ibsgl.networks.split import SplitNetwork, evaluating
 from ibsgl.saliency import class_saliency, gradient_saliency
 from ibsgl.suppression import suppression_loss
 
@@ -101,8 +101,8 @@ def held_out_losses(
 
 
 def _features(network: SplitNetwork, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), autocast(images.device):
-        return in_pieces(network.stem, images).float()
+    with torch.no_grad():
+        return in_pieces(network.stem, images)
 
 
 def _class_maps(

@@ -9,7 +9,7 @@ import torch
 
 from ibsgl.metrics import Evidence, MetricSettings, faithfulness
 from ibsgl.networks.chunks import in_pieces
-from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.networks.split import SplitNetwork
 
 # The method whose maps are also scored by another variant's network.
 CROSS_SCORED = "gradient"
@@ -27,9 +27,8 @@ def scorers(variant: str, method: str, variants: Sequence[str], reference: str) 
 
 
 def image_logits(network: SplitNetwork, images: torch.Tensor) -> torch.Tensor:
-    """Logits (B,K) float32 of ``images`` (B,3,H,W), in smaller batches if the memory is too small."""
-    with autocast(images.device):
-        return in_pieces(network, images.contiguous(memory_format=torch.channels_last)).float()
+    """Logits (B,K) of ``images`` (B,3,H,W), in smaller batches if the memory is too small."""
+    return in_pieces(network, images.contiguous(memory_format=torch.channels_last))
 
 
 def target_probabilities(network: SplitNetwork, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

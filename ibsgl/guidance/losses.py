@@ -9,7 +9,7 @@ import torch
 from ibsgl.guidance.batch import TrainingBatch
 from ibsgl.guidance.classification import classification_loss
 from ibsgl.guidance.registry import GuidanceLoss
-from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.networks.split import SplitNetwork
 
 
 def training_losses(
@@ -35,21 +35,13 @@ def training_losses(
         region: (B,H,W) bool, the boxes of c. The loss gets them if it requires them.
         generators: one per pair. The loss gets them if it requires them.
 
-    On CUDA the stem runs in bf16, but in float32 for a loss that requires ``image_gradient``.
-
     Raises:
         ValueError: the loss does not give one value per pair, or has no gradient.
     """
     requires = frozenset() if loss is None else loss.requires
     if "image_gradient" in requires:
-        # Gradients down to the image are differentiated again, which needs full precision.
         images = images.detach().requires_grad_(True)
-        features = network.stem(images)
-    else:
-        with autocast(images.device):
-            features = network.stem(images)
-    # The paper's inner problem has second derivatives and compares distributions, so it runs in float32.
-    features = features.float()
+    features = network.stem(images)
     if loss is not None and not features.requires_grad:
         # The stem has no weights to train, and L^c is a gradient with respect to the features.
         features = features.detach().requires_grad_(True)

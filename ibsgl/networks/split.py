@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Protocol, cast
 
@@ -185,14 +185,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, required in gradients:
             parameter.requires_grad_(required)
-
-
-def autocast(device: torch.device) -> AbstractContextManager:
-    """bf16 autocast on CUDA, and nothing on other devices.
-
-    It is for plain forward passes. Second derivatives and sums over masks need full precision.
-    """
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def check_batch(images: torch.Tensor, targets: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from statistics import median
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings
-from ibsgl.networks import SplitNetwork, autocast, evaluating
+from ibsgl.networks import SplitNetwork, evaluating, fast_passes, forward_pass, input_gradient
 from ibsgl.plan.networks import MODES, UnitCosts, guidance_units, random_network, training_loss
 
 # Target seconds per timed pass; sets batch size and repeats.
@@ -56,8 +56,8 @@ def _unit_costs(
     # A fully connected head reads its weights once per batch, so the head always gets the config's batch size.
     features = features.repeat(math.ceil(config.batch_size / len(images)), 1, 1, 1)[: config.batch_size]
 
-    def forward(part: nn.Module, x: torch.Tensor, mixed: bool) -> float:
-        with torch.no_grad(), autocast(device) if mixed else nullcontext():
+    def forward(part: nn.Module, x: torch.Tensor) -> float:
+        with torch.no_grad():
             return _seconds(lambda: part(x), device) / len(x)
 
     def backward(part: nn.Module, x: torch.Tensor, forward_seconds: float) -> float:
@@ -66,16 +66,21 @@ def _unit_costs(
         return max(0.0, both - forward_seconds)
 
     with evaluating(network):
-        stem, head = forward(network.stem, images, False), forward(network.head, features, False)
+        stem, head = forward(network.stem, images), forward(network.head, features)
         full = Passes(stem, head, backward(network.stem, images, stem), backward(network.head, features, head))
         mixed = full
-        if device.type == "cuda":
-            mixed = Passes(forward(network.stem, images, True), forward(network.head, features, True))
+        if (precision := config.passes.precision) != "float32":
+            targets = torch.zeros(len(images), dtype=torch.int64)
+            before = _whole(network, images, targets, device)
+            with fast_passes(network, precision):
+                after = _whole(network, images, targets, device)
+            faster, faster_back = (now / then for now, then in zip(after, before, strict=True))
+            mixed = Passes(
+                stem * faster, head * faster, full.stem_backward * faster_back, full.head_backward * faster_back
+            )
 
     def train_stem() -> None:
-        with autocast(device):
-            maps = network.stem(images)
-        maps.float().sum().backward()
+        network.stem(images).sum().backward()
 
     head_alone = SplitNetwork(nn.Identity(), network.head, multilabel=network.multilabel)
     batch = features[: config.guidance.training.batch_size].requires_grad_(True)
@@ -102,6 +107,15 @@ def _unit_costs(
             added[kind] = train_whole(guidance) - train_whole(None)
     added = {kind: max(0.0, spent) for kind, spent in added.items()}
     return UnitCosts(full, mixed, stem_seconds + head_seconds, added)
+
+
+def _whole(
+    network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a forward pass, and of the gradient behind it."""
+    forward = _seconds(lambda: forward_pass(network, images), device)
+    both = _seconds(lambda: input_gradient(network, images, targets), device)
+    return forward, max(both - forward, 1e-9)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -28,7 +28,7 @@ class UnitCosts:
 
     Attributes:
         full: one pass of each kind in float32.
-        mixed: one pass of each kind where :func:`ibsgl.networks.autocast` is on.
+        mixed: one pass of each kind in the run's ``precision``.
         training: one image's share of an unguided training step, forward and backward to the weights.
         guidance: what guidance adds to it, by :func:`kind_of`: one gradient of Eq. 10, or another guidance loss.
     """

@@ -114,10 +114,8 @@ def _unit_costs(network: NetworkFacts) -> Iterator[tuple[str, float, float | Non
             continue
         for part in ("stem", "head"):
             for key, direction in ((part, "forward"), (f"{part}_backward", "backward to its input")):
-                # Backward passes are never in mixed precision.
-                if precision == "full" or direction == "forward":
-                    pass_seconds = getattr(getattr(seconds, precision), key) if seconds else None
-                    yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
+                pass_seconds = getattr(getattr(seconds, precision), key) if seconds else None
+                yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
     yield "training step", flops.training, seconds.training if seconds else None
     names = {"feature": "inner step of guidance", "end_to_end": "guidance, end to end"}
     for kind, added in flops.guidance.items():

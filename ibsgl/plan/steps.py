@@ -97,7 +97,7 @@ def _step(
 
 def _predicting(network: NetworkFacts, images: float) -> Work:
     """The work of predicting the classes of ``images`` images."""
-    return network.work(Passes(stem=1, head=1) * images, mixed=True)
+    return network.work(Passes(stem=1, head=1) * images)
 
 
 def _training_steps(jobs: Jobs, config: Config, data: DataFacts, network: NetworkFacts) -> Iterator[Step]:
@@ -154,7 +154,7 @@ def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: Netw
     trained = replicates * (variants - 1)
     yield _step("cross-scoring", trained, test.pairs, "pairs", network, _predicting(network, 2 * test.pairs))
 
-    stems = network.work(Passes(stem=held_out.pairs), mixed=True)
+    stems = network.work(Passes(stem=held_out.pairs))
     losses = stems + network.work(Passes(head=1, head_backward=2) * held_out.pairs)
     yield _step("losses", every, held_out.pairs, "pairs", network, losses)
     diagnostics = stems + network.work(Passes(head=1, head_backward=1) * held_out.pairs)
@@ -190,7 +190,7 @@ def _metric_work(
     metric: Any, method: str, maps: Work | None, config: Config, network: NetworkFacts, pairs: int
 ) -> Work | None:
     """The work of a further metric of one method's maps on one network; ``None`` if it is unknown."""
-    nothing = network.work(Passes(), mixed=True)
+    nothing = network.work(Passes())
     if metric.requires == "maps":
         return nothing
     if not hasattr(metric, "forward_passes") or not hasattr(metric, "further_maps"):

@@ -12,7 +12,7 @@ from ibsgl.errors import TrainingError
 from ibsgl.guidance.classification import classification_loss
 from ibsgl.inference import predict
 from ibsgl.networks.registry import NetworkSettings
-from ibsgl.networks.split import SplitNetwork, autocast
+from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import derive_seed
 from ibsgl.training.epochs import check_labels, held_out_score, run_epochs
 from ibsgl.training.settings import TrainingSettings
@@ -71,9 +71,8 @@ def train_classifier(
     labels = data.labels("train").to(device)
 
     def losses(epoch: int, indices: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        with autocast(device):
-            logits = network(images)
-        return {"loss": classification_loss(logits.float(), labels[indices.to(device)], network.multilabel)}
+        logits = network(images)
+        return {"loss": classification_loss(logits, labels[indices.to(device)], network.multilabel)}
 
     def evaluate() -> dict[str, float]:
         key, value = held_out_score(network, data, training.batch_size, device)

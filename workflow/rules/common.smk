@@ -44,6 +44,10 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault(
         "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
     )
+# What a job has compiled, all later jobs use, on other machines of a cluster too.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(".snakemake/compiled").absolute())
+)
 # glibc would return the memory of large tensors after each use, and the kernel would clear it again. 2**25 is its upper limit.
 for variable, size in (
     ("MALLOC_MMAP_THRESHOLD_", 2**25),

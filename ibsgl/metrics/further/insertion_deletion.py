@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from ibsgl.metrics.deletion import area_under, replaced_curve, turns
 from ibsgl.metrics.further.base import PairEvidence, Requires
-from ibsgl.networks.split import autocast
 from ibsgl.settings import Positive
 
 # Side in pixels and standard deviation of the kernel that blurs.
@@ -49,10 +48,9 @@ def map_order_curve(evidence: PairEvidence, steps: int, kind: Literal["insertion
     start, end = images, torch.zeros(3, 1, 1, dtype=images.dtype, device=images.device)
     if kind == "insertion":
         start, end = blurred(images, network.mean.to(images)), images
-    with autocast(images.device):
-        curves = replaced_curve(
-            network, start, end, evidence.targets, turns(order)[:, None], counts, pixels, chunk=evidence.batch_size
-        )
+    curves = replaced_curve(
+        network, start, end, evidence.targets, turns(order)[:, None], counts, pixels, chunk=evidence.batch_size
+    )
     return curves[:, 0]
 
 

@@ -11,7 +11,6 @@ from pydantic import Field
 from ibsgl.extras import installed_version
 from ibsgl.metrics.further.base import PairEvidence, Requires
 from ibsgl.networks.chunks import chunked
-from ibsgl.networks.split import autocast
 
 Percentage = Annotated[float, Field(gt=0, lt=100)]
 
@@ -77,14 +76,14 @@ class ROAD:
         network, images = evidence.with_network()
         values = []
         pairs = zip(evidence.saliency.cpu(), images.cpu(), evidence.targets, evidence.generators, strict=True)
-        with torch.inference_mode(), autocast(images.device):
+        with torch.inference_mode():
             for saliency, image, target, own in pairs:
                 shown = self._removed(saliency, image.contiguous(), own.initial_seed()).to(images.device)
 
                 def run(
                     start: int, stop: int, shown: torch.Tensor = shown, target: torch.Tensor = target
                 ) -> torch.Tensor:
-                    return network.probabilities(network(shown[start:stop])).float()[:, target]
+                    return network.probabilities(network(shown[start:stop]))[:, target]
 
                 p = torch.cat(list(chunked(run, len(shown), evidence.batch_size, images.device)))
                 lowest, highest = p.view(2, -1)

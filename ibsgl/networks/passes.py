@@ -1,0 +1,194 @@
+"""Faster passes of the methods that need thousands of them: in bf16, with batch norm folded into convolutions, compiled.
+
+RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation run their passes through :func:`forward_pass` and
+:func:`input_gradient`. Inside :func:`fast_passes` these use a prepared copy of the network. Outside they use the network as it
+is, in float32. Everything else, such as scores, softmax and sums over masks, stays in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ibsgl.networks.split import SplitNetwork, evaluating
+
+Precision = Literal["float32", "bfloat16"]
+
+# A prepared network may differ from the network by this share of the logits' range before its precision is lowered.
+_ROUNDING = 1e-4
+
+
+@dataclass
+class FastPasses:
+    """How the passes inside :func:`fast_passes` are run.
+
+    Attributes:
+        precision: of convolutions and linear layers.
+        folded: whether batch norm is folded into the convolutions before it.
+        compiled: whether forward passes of batches of the announced size are compiled.
+    """
+
+    precision: Precision = "float32"
+    folded: bool = False
+    compiled: bool = False
+    # The network that was prepared, its copy, the compiled copy, and the batch's shape that this was compiled for.
+    _network: SplitNetwork | None = field(default=None, repr=False)
+    _copy: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
+    _compiled: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
+    _shape: torch.Size | None = field(default=None, repr=False)
+
+    def facts(self) -> dict[str, str | bool]:
+        """What was done, for the metadata of results."""
+        return {"precision": self.precision, "folded": self.folded, "compiled": self.compiled}
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B,K) of ``images`` (B,3,H,W), in the dtype of ``images``."""
+        chosen = self._copy or self._network
+        if self._compiled is not None and images.shape == self._shape and not torch.is_grad_enabled():
+            chosen = self._compiled
+        assert chosen is not None
+        if self.precision == "float32":
+            return chosen(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return chosen(images).to(images.dtype)
+
+
+_CURRENT: ContextVar[FastPasses | None] = ContextVar("_CURRENT", default=None)
+
+
+@contextmanager
+def fast_passes(
+    network: SplitNetwork, precision: Precision = "float32", compile_for: torch.Size | None = None
+) -> Iterator[FastPasses]:
+    """Inside this block, :func:`forward_pass` and :func:`input_gradient` of ``network`` are faster.
+
+    The network must not change inside the block. A block for the same network inside this one changes nothing.
+
+    Args:
+        network: on its device.
+        precision: ``bfloat16``: convolutions and linear layers take bf16 and add up in float32. Batch norm is folded into the
+            convolutions before it, if torch can trace the network.
+        compile_for: the shape (B,3,H,W) of the batches whose forward passes are worth compiling. Batch norm is folded in any
+            precision then. If compiling fails, one line on stderr says so and the passes run uncompiled.
+    """
+    outer = _CURRENT.get()
+    if outer is not None and outer._network is network:
+        yield outer
+        return
+    prepared = FastPasses(_network=network, precision=precision)
+    if precision != "float32" or compile_for is not None:
+        _prepare(prepared, network, compile_for)
+    token = _CURRENT.set(prepared)
+    try:
+        yield prepared
+    finally:
+        _CURRENT.reset(token)
+
+
+def forward_pass(network: SplitNetwork, images: torch.Tensor) -> torch.Tensor:
+    """Images (B,3,H,W) → logits (B,K) in the dtype of ``images``, without a gradient; see :func:`fast_passes`."""
+    prepared = _CURRENT.get()
+    with torch.no_grad():
+        if prepared is None or prepared._network is not network:
+            return network(images)
+        return prepared.logits(images)
+
+
+def input_gradient(network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The gradient (B,3,H,W) of each image's logit of its target (B,) with respect to ``images``; see :func:`fast_passes`.
+
+    Gradients of weights are not computed, in evaluation mode of :func:`ibsgl.networks.evaluating`.
+    """
+    prepared = _CURRENT.get()
+    run = network if prepared is None or prepared._network is not network else prepared.logits
+    with torch.enable_grad():
+        images = images.detach().requires_grad_(True)
+        # The sum has one logit per image, so its gradient is each image's own.
+        score = run(images).gather(1, targets[:, None]).sum()
+        return torch.autograd.grad(score, images)[0]
+
+
+@cache
+def native_precision(device_type: str) -> Precision:
+    """``bfloat16`` if the processor, or the GPU for ``cuda``, computes in it natively; otherwise ``float32``."""
+    if device_type == "cuda":
+        # The main process of a cluster has no GPU. GPUs have bf16 since 2020.
+        known = torch.cuda.is_available()
+        native = not known or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        native = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+@cache
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch's compiler needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
+
+
+def _prepare(prepared: FastPasses, network: SplitNetwork, compile_for: torch.Size | None) -> None:
+    device = network.mean.device
+    shape = compile_for or torch.Size((2, 3, 64, 64))
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with evaluating(network), torch.no_grad():
+        expected = network(images)
+        made, prepared.folded = _folded(network, images, expected)
+        if prepared.precision == "bfloat16":
+            for module in made.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    # Autocast would cast the weights again in every pass.
+                    module.to(torch.bfloat16)
+        prepared._copy = made.eval().requires_grad_(False)
+        if compile_for is not None:
+            prepared._shape = compile_for
+            prepared._compiled = _compiled(prepared, images)
+            prepared.compiled = prepared._compiled is not None
+
+
+def _folded(network: SplitNetwork, images: torch.Tensor, expected: torch.Tensor) -> tuple[nn.Module, bool]:
+    """A copy of ``network`` with batch norm folded, and whether there is any. Networks that torch cannot trace are copied."""
+    # Imported here, because only some jobs need it.
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        folded = fuse(network)
+        close = (folded(images) - expected).abs().max() <= _ROUNDING * (expected.max() - expected.min())
+    except Exception:  # A user's network may fail in any way when it is traced.
+        return copy.deepcopy(network), False
+    if not close:
+        return copy.deepcopy(network), False
+    norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in of.modules()) for of in (network, folded)]
+    return folded, norms[1] < norms[0]
+
+
+def _compiled(prepared: FastPasses, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The compiled forward pass of the copy; ``None`` if compiling fails."""
+    assert isinstance(prepared._copy, nn.Module)
+    reference = prepared.logits(images)
+    # Without this torch starts a pool of processes, which would outlive a killed job.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        compiled = torch.compile(prepared._copy, dynamic=False, options={"freezing": True})
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=prepared.precision == "bfloat16"):
+            found = compiled(images).to(images.dtype)
+        span = reference.max() - reference.min()
+        limit = _ROUNDING if prepared.precision == "float32" else 2**-6
+        if (found - reference).abs().max() > limit * span:
+            raise ArithmeticError("the compiled network has other logits")
+    except Exception as error:  # A compiler fails in many ways.
+        lines = str(error).strip().splitlines() or [""]
+        print(f"compile: the passes run uncompiled: {type(error).__name__}: {lines[0]}", file=sys.stderr, flush=True)
+        return None
+    return compiled
