@@ -90,7 +90,7 @@ def tables(
     from ibsgl.reporting.comparisons import comparison_table, cross_scoring_table, diagnostics_table
     from ibsgl.reporting.formats import write_comparisons_markdown, write_csv, write_table
     from ibsgl.reporting.measurements import read_measurements
-    from ibsgl.reporting.notes import method_notes, variant_notes
+    from ibsgl.reporting.notes import method_notes, pass_notes, variant_notes
     from ibsgl.reporting.tables import NOT_RUN, table_of_run
 
     started, step = time.time(), parse(Tables, settings)
@@ -101,7 +101,7 @@ def tables(
     for number in (place + 1, place + 3):
         built = table_of_run(measurements, number, config, model, published)
         csv = out / f"table{number}.csv"
-        write_table(built, csv, notes=method_notes(config, model))
+        write_table(built, csv, notes=[*method_notes(config, model), *pass_notes(measurements)])
         write_record(
             records,
             f"table{number}",

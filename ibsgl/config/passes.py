@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from ibsgl.errors import ConfigError
 from ibsgl.files import written
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ibsgl.config.schema import Config
 
 AUTO: Literal["auto"] = "auto"
-Compile = Literal["off", "auto"]
+# YAML reads the word off as false.
+Compile = Annotated[Literal["off", "auto"], BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 class Recorded(Settings):

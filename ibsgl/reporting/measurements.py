@@ -7,7 +7,7 @@ schema metadata of the scores has the key ``ibsgl``: JSON with the seed, the com
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,8 +70,8 @@ class Measurements:
         curves: one row per (variant, replicate, test pair, repeat, fraction): ``probability`` in [0,1].
         diagnostics: one row per (replicate, held-out pair), of the pretrained network: ``nats``, correlations,
             ``region_share``.
-        metadata: the facts of the first file. ``settings`` by method are of all files. ``replicates`` has the facts of each
-            replicate, by number.
+        metadata: the facts of the first file. ``settings`` by method are of all files, and so are ``passes``, the ways in which
+            each method's passes were run. ``replicates`` has the facts of each replicate, by number.
     """
 
     model: str
@@ -243,6 +243,7 @@ def read_measurements(folders: Iterable[str | Path]) -> Measurements:
     facts["settings"] = {
         method: chosen for other in reversed(metadata.values()) for method, chosen in other.get("settings", {}).items()
     }
+    facts["passes"] = _passes_of(metadata.values())
     # Weights and times differ between replicates.
     facts["replicates"] = {
         int(number): dict(metadata[digests[0][0]]) | {"seconds": sum(metadata[path]["seconds"] for path, _ in digests)}
@@ -250,6 +251,17 @@ def read_measurements(folders: Iterable[str | Path]) -> Measurements:
     }
     arch = ", ".join(sorted(frames["scores"]["arch"].unique()))
     return Measurements(model=models[0], arch=arch, metadata=facts, **frames)
+
+
+def _passes_of(metadata: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """By method, how the passes of stored maps were run: several ways, for example, if compiling failed in one job."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for facts in metadata:
+        for place, chosen in facts.get("settings", {}).items():
+            ways = found.setdefault(place.rpartition("/")[2], [])
+            if "passes" in chosen and chosen["passes"] not in ways:
+                ways.append(chosen["passes"])
+    return {method: ways for method, ways in found.items() if ways}
 
 
 def check_rows(frame: pd.DataFrame, identity: Sequence[str], name: str) -> None:

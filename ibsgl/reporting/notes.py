@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ibsgl import attribution
 from ibsgl.guidance.registry import NO_LOSS, PAPER
@@ -14,6 +15,7 @@ from ibsgl.metrics.localization import Bbox, MIoU
 if TYPE_CHECKING:
     from ibsgl.config.schema import Config
     from ibsgl.guidance.settings import GuidanceSettings
+    from ibsgl.reporting.measurements import Measurements
 
 
 def method_notes(config: Config, model: str) -> list[str]:
@@ -65,6 +67,21 @@ def row_notes(config: Config) -> list[str]:
             version = "".join(f" {number}" for number in attribution.library_versions(row.use).values())
             rows.append(f"{row.label} is {row.use}{version}" + (f" ({text})" if text else ""))
     return [f"Rows of the run's own: {'; '.join(rows)}."] if rows else []
+
+
+def pass_notes(measurements: Measurements) -> list[str]:
+    """A note with the precision in which the passes of the methods of many passes ran, if there are such methods."""
+    methods: dict[str, list[str]] = {}
+    for method, ways in measurements.metadata["passes"].items():
+        texts = sorted({_way(way) for way in ways})
+        methods.setdefault(" or ".join(texts), []).append(measurements.metadata["labels"][method])
+    found = [f"{', '.join(labels)}: {text}" for text, labels in methods.items()]
+    return [f"Passes: {'; '.join(found)}. All else is in float32."] if found else []
+
+
+def _way(passes: Mapping[str, Any]) -> str:
+    done = (["batch norm folded"] if passes["folded"] else []) + (["compiled"] if passes["compiled"] else [])
+    return passes["precision"] + (f" ({', '.join(done)})" if done else "")
 
 
 def _paper_loss(guidance: GuidanceSettings) -> str:

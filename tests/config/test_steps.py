@@ -36,6 +36,10 @@ def test_settings_change_with_what_they_depend_on_and_nothing_else():
     assert of(variants__boxes={"teacher": "boxes"}) == both(("evaluate", ""))
     # Neither the machine, nor the batch, nor the number of replicates shows in a result.
     assert of(device="cpu", threads=4, batch_size=7, replicates=9) == set()
+    # Precision and compiler are those of methods of many passes.
+    assert (
+        of(precision="bfloat16") == of(compile="auto") == {job for job in of(shard_size=48) if job.startswith("maps/")}
+    )
     # 96 images in one piece or in two.
     cut = {named(step, where) for step, where in JOBS if step in ("maps", "evaluate")}
     assert of(shard_size=48) == cut

@@ -1,11 +1,13 @@
 """The notes under a table say which form of each metric and which guidance a run used."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from table_rows import ROOT
 
 from ibsgl import config
-from ibsgl.reporting.notes import method_notes, variant_notes
+from ibsgl.reporting.notes import method_notes, pass_notes, variant_notes
 
 CONFIG = yaml.safe_load((ROOT / "tests" / "configs" / "minimal.yaml").read_text(encoding="utf-8"))
 
@@ -71,3 +73,25 @@ def test_the_network_is_named_with_its_source(model, description):
     assert method_notes(loaded, "first")[0] == (
         f"Network: {description}, epochs of classifier training: 1. The published baseline values are of TorchRay's networks."
     )
+
+
+def test_the_passes_of_stored_maps_are_those_of_all_files():
+    """RISE is compiled in one job and not in another; others are never compiled."""
+    fast = {"precision": "bfloat16", "folded": True}
+    measurements = SimpleNamespace(
+        metadata={
+            "passes": {
+                "rise": [fast | {"compiled": True}, fast | {"compiled": False}],
+                "score_cam": [fast | {"compiled": False}],
+                "sise": [fast | {"compiled": False}],
+                "ig": [{"precision": "float32", "folded": False, "compiled": False}],
+            },
+            "labels": {"rise": "RISE", "score_cam": "Score-CAM", "sise": "SISE", "ig": "Integrated Gradients"},
+        }
+    )
+    assert pass_notes(measurements) == [
+        "Passes: RISE: bfloat16 (batch norm folded) or bfloat16 (batch norm folded, compiled); "
+        "Score-CAM, SISE: bfloat16 (batch norm folded); Integrated Gradients: float32. All else is in float32."
+    ]
+    measurements.metadata["passes"] = {}
+    assert pass_notes(measurements) == []
