@@ -70,11 +70,11 @@ def maps(
     images = dataset(index_file, root, step.network.image_size)
     network = step.network.build(len(images.index.class_names), weights).to(device)
     pairs = shard(images.pairs("test"), shard_number, step.shards)
-    shape = None
-    if step.compile == "auto":
+    fold, shape = step.compile == "auto", None
+    if fold:
         (method,) = methods.values()
         shape = batch_to_compile(network, method, images.size, pairs)
-    with fast_passes(network, step.precision, shape) as passes, sealed(out) as temporary:
+    with fast_passes(network, step.precision, fold=fold, compile_for=shape) as passes, sealed(out) as temporary:
         batches = compute_maps(
             network,
             images,

@@ -64,12 +64,16 @@ class FastPasses:
             return chosen(images).to(images.dtype)
 
 
-_CURRENT: ContextVar[FastPasses | None] = ContextVar("_CURRENT", default=None)
+_CURRENT: ContextVar[tuple[FastPasses, ...]] = ContextVar("_CURRENT", default=())
 
 
 @contextmanager
 def fast_passes(
-    network: SplitNetwork, precision: Precision = "float32", compile_for: torch.Size | None = None
+    network: SplitNetwork,
+    precision: Precision = "float32",
+    *,
+    fold: bool = False,
+    compile_for: torch.Size | None = None,
 ) -> Iterator[FastPasses]:
     """Inside this block, :func:`forward_pass` and :func:`input_gradient` of ``network`` are faster.
 
@@ -77,19 +81,19 @@ def fast_passes(
 
     Args:
         network: on its device.
-        precision: ``bfloat16``: convolutions and linear layers take bf16 and add up in float32. Batch norm is folded into the
-            convolutions before it, if torch can trace the network.
-        compile_for: the shape (B,3,H,W) of the batches whose forward passes are worth compiling. Batch norm is folded in any
-            precision then. If compiling fails, one line on stderr says so and the passes run uncompiled.
+        precision: ``bfloat16``: convolutions and linear layers take bf16 and add up in float32.
+        fold: fold batch norm into the convolutions before it, if torch can trace the network. In bf16 and if passes are
+            compiled this is always done.
+        compile_for: the shape (B,3,H,W) of the batches whose forward passes are worth compiling. If compiling fails, one line
+            on stderr says so and the passes run uncompiled.
     """
-    outer = _CURRENT.get()
-    if outer is not None and outer._network is network:
+    if (outer := _prepared_for(network)) is not None:
         yield outer
         return
     prepared = FastPasses(_network=network, precision=precision)
-    if precision != "float32" or compile_for is not None:
+    if precision != "float32" or fold or compile_for is not None:
         _prepare(prepared, network, compile_for)
-    token = _CURRENT.set(prepared)
+    token = _CURRENT.set((*_CURRENT.get(), prepared))
     try:
         yield prepared
     finally:
@@ -98,11 +102,9 @@ def fast_passes(
 
 def forward_pass(network: SplitNetwork, images: torch.Tensor) -> torch.Tensor:
     """Images (B,3,H,W) → logits (B,K) in the dtype of ``images``, without a gradient; see :func:`fast_passes`."""
-    prepared = _CURRENT.get()
+    prepared = _prepared_for(network)
     with torch.no_grad():
-        if prepared is None or prepared._network is not network:
-            return network(images)
-        return prepared.logits(images)
+        return network(images) if prepared is None else prepared.logits(images)
 
 
 def input_gradient(network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -110,13 +112,17 @@ def input_gradient(network: SplitNetwork, images: torch.Tensor, targets: torch.T
 
     Gradients of weights are not computed, in evaluation mode of :func:`ibsgl.networks.evaluating`.
     """
-    prepared = _CURRENT.get()
-    run = network if prepared is None or prepared._network is not network else prepared.logits
+    prepared = _prepared_for(network)
+    run = network if prepared is None else prepared.logits
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
         # The sum has one logit per image, so its gradient is each image's own.
         score = run(images).gather(1, targets[:, None]).sum()
         return torch.autograd.grad(score, images)[0]
+
+
+def _prepared_for(network: SplitNetwork) -> FastPasses | None:
+    return next((passes for passes in _CURRENT.get() if passes._network is network), None)
 
 
 @cache

@@ -49,13 +49,6 @@ def gradient_by_hand(network, images, targets):
     return images.grad
 
 
-def no_compiler(monkeypatch):
-    def fail(*args, **options):
-        raise RuntimeError("no compiler here\nand more")
-
-    monkeypatch.setattr(torch, "compile", fail)
-
-
 def test_without_a_block_the_passes_are_those_of_the_network(network, images, targets):
     assert torch.equal(forward_pass(network, images), network(images))
     with evaluating(network):
@@ -71,17 +64,14 @@ def test_a_block_in_float32_without_compiling_changes_no_bit(network, images, ta
     assert passes.facts() == {"precision": "float32", "folded": False, "compiled": False}
 
 
-def test_folding_changes_the_passes_by_rounding(network, images, targets, monkeypatch, capsys):
-    no_compiler(monkeypatch)
+def test_folding_changes_the_passes_by_rounding(network, images, targets, monkeypatch):
     network, images = network.double(), images.double()
-    # The pass that checks the copy has float32 images in a real run.
     monkeypatch.setattr(torch, "rand", lambda shape, generator=None: images[: shape[0]].clone())
-    with fast_passes(network, compile_for=SHAPE) as passes, evaluating(network):
+    with fast_passes(network, fold=True) as passes, evaluating(network):
         logits, gradient = forward_pass(network, images), input_gradient(network, images, targets)
     assert passes.facts() == {"precision": "float32", "folded": True, "compiled": False}
     torch.testing.assert_close(logits, network(images), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, gradient_by_hand(network, images, targets), rtol=1e-10, atol=1e-12)
-    assert capsys.readouterr().err == "compile: the passes run uncompiled: RuntimeError: no compiler here\n"
 
 
 def test_bf16_rounds_products_and_adds_up_in_float32():
@@ -105,11 +95,10 @@ def test_bf16_rounds_products_and_adds_up_in_float32():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_network_itself_stays_as_it_is(precision, network, images, targets, monkeypatch):
-    no_compiler(monkeypatch)
+def test_the_network_itself_stays_as_it_is(precision, network, images, targets):
     network.train()
     before = copy.deepcopy(network.state_dict())
-    with fast_passes(network, precision, compile_for=SHAPE):
+    with fast_passes(network, precision, fold=True):
         input_gradient(network, images, targets)
     assert network.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
@@ -158,6 +147,17 @@ def test_a_trace_with_other_logits_is_not_used(network, images):
     assert not passes.folded
 
 
+def test_a_compiler_that_fails_is_one_line(network, images, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with fast_passes(network, "bfloat16", compile_for=SHAPE) as passes:
+        forward_pass(network, images)
+    assert passes.facts() == {"precision": "bfloat16", "folded": True, "compiled": False}
+    assert capsys.readouterr().err == "compile: the passes run uncompiled: RuntimeError: no compiler here\n"
+
+
 def test_a_compiled_network_with_other_logits_is_not_used(network, images, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: module(x) + 1)
     expected = network(images)
@@ -197,9 +197,8 @@ def test_compiled_by_torch(precision, network, images, tmp_path, monkeypatch):
     assert (logits - expected).abs().max() < share * (expected.max() - expected.min())
 
 
-def test_a_gradient_of_the_input_keeps_only_what_it_needs(network, images, targets, monkeypatch):
+def test_a_gradient_of_the_input_keeps_only_what_it_needs(network, images, targets):
     """A folded network keeps the outputs of its ReLUs (which are inputs of convolutions), and nothing before them."""
-    no_compiler(monkeypatch)
 
     def kept():
         stored = {}
@@ -215,7 +214,7 @@ def test_a_gradient_of_the_input_keeps_only_what_it_needs(network, images, targe
         return sum(tensor.numel() for tensor in stored.values())
 
     plain = kept()
-    with fast_passes(network, compile_for=SHAPE):
+    with fast_passes(network, fold=True):
         folded = kept()
     outputs = []
     hooks = [
