@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import nn
@@ -21,8 +22,22 @@ from ibsgl.plan.networks import MODES, UnitCosts, guidance_units, random_network
 PASS_SECONDS = 0.3
 
 
-def calibrate(config: Config, model: str, classes: int, device: torch.device) -> tuple[UnitCosts, int]:
-    """Measure the seconds of one image on ``device``.
+def resolved(precision: Literal["float32", "bfloat16", "auto"], device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision of the passes that may run in bfloat16; ``auto``: bfloat16 on a GPU that has it natively."""
+    if precision == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
+    return precision
+
+
+def calibrate(
+    config: Config,
+    model: str,
+    classes: int,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16", "auto"] = "auto",
+) -> tuple[UnitCosts, int]:
+    """Measure the seconds of one image on ``device``, and the passes that may run in bfloat16 in ``precision``.
 
     The stem gets ``config.batch_size`` images at a time, or fewer where a CPU would take long or a GPU runs out of memory.
     A CPU uses the config's ``threads``, as one job does.
@@ -40,7 +55,7 @@ def calibrate(config: Config, model: str, classes: int, device: torch.device) ->
         while True:
             try:
                 images = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-                return _unit_costs(network, images, classes, config, device), batch
+                return _unit_costs(network, images, classes, config, device, resolved(precision, device)), batch
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
@@ -48,7 +63,12 @@ def calibrate(config: Config, model: str, classes: int, device: torch.device) ->
 
 
 def _unit_costs(
-    network: SplitNetwork, images: torch.Tensor, classes: int, config: Config, device: torch.device
+    network: SplitNetwork,
+    images: torch.Tensor,
+    classes: int,
+    config: Config,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"],
 ) -> UnitCosts:
     """The seconds of one image where the stem gets ``images`` (B,3,H,W) at a time."""
     with torch.no_grad():
@@ -56,8 +76,8 @@ def _unit_costs(
     # A fully connected head reads its weights once per batch, so the head always gets the config's batch size.
     features = features.repeat(math.ceil(config.batch_size / len(images)), 1, 1, 1)[: config.batch_size]
 
-    def forward(part: nn.Module, x: torch.Tensor, mixed: bool) -> float:
-        with torch.no_grad(), autocast(device) if mixed else nullcontext():
+    def forward(part: nn.Module, x: torch.Tensor) -> float:
+        with torch.no_grad():
             return _seconds(lambda: part(x), device) / len(x)
 
     def backward(part: nn.Module, x: torch.Tensor, forward_seconds: float) -> float:
@@ -65,12 +85,15 @@ def _unit_costs(
         both = _seconds(lambda: torch.autograd.grad(part(x).sum(), x), device) / len(x)
         return max(0.0, both - forward_seconds)
 
+    def passes() -> Passes:
+        stem, head = forward(network.stem, images), forward(network.head, features)
+        return Passes(stem, head, backward(network.stem, images, stem), backward(network.head, features, head))
+
     with evaluating(network):
-        stem, head = forward(network.stem, images, False), forward(network.head, features, False)
-        full = Passes(stem, head, backward(network.stem, images, stem), backward(network.head, features, head))
-        mixed = full
-        if device.type == "cuda":
-            mixed = Passes(forward(network.stem, images, True), forward(network.head, features, True))
+        mixed = full = passes()
+        if precision == "bfloat16":
+            with torch.autocast(device.type, torch.bfloat16):
+                mixed = passes()
 
     def train_stem() -> None:
         with autocast(device):
