@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from baselines import rise, score_cam, sise
-from ibsgl import attribution, config
+from ibsgl import attribution, config, devices
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.sources import Split
 from ibsgl.data.sources.voc import CLASSES
@@ -156,6 +156,7 @@ def main(
     loaded = config.read(configfiles, data=False)
     chosen = resolved(precision, where)
     cuda = where.type == "cuda"
+    devices.forbid_tf32()
     name = torch.cuda.get_device_name(where) if cuda else "CPU"
     # The number of classes hardly changes the time.
     classes = len(getattr(loaded.data, "classes", None) or ()) or CLASSES

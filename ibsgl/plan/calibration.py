@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ibsgl import devices
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings
@@ -46,6 +47,8 @@ def calibrate(
         The seconds, and the number of images that the stem got at a time.
     """
     size, batch = config.models[model].image_size, config.batch_size
+    if device.type == "cuda":
+        devices.forbid_tf32()
     with _threads(config.threads), device:
         network = random_network(config, model, classes).eval()
         if device.type == "cpu":
