@@ -102,6 +102,18 @@ def random_images(number: int, size: int) -> torch.Tensor:
     return (smooth + 0.1 * torch.randn(smooth.shape, generator=draws)).clamp(0, 1)
 
 
+@torch.no_grad()
+def scale_logits(network: SplitNetwork, images: torch.Tensor) -> None:
+    """Change the last linear layer so that the logits of ``images`` have a standard deviation of 1.
+
+    With random weights it can be 30. Then probabilities round to 0 or 1, and maps agree without a reason.
+    """
+    linear = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)]
+    if linear and (spread := network(images).std()) > 0:
+        for parameter in linear[-1].parameters():
+            parameter /= spread
+
+
 def agreement(maps: torch.Tensor, exact: torch.Tensor) -> Agreement:
     """Spearman's correlation of each of ``maps`` (B,H,W) with that of ``exact``. A constant map has none, and counts as 0."""
     pairs = zip(maps.flatten(1).cpu().numpy(), exact.flatten(1).cpu().numpy(), strict=True)
@@ -219,6 +231,7 @@ def time_methods(
         rates = {mixed: forward_rate(network, facts, device, batch, mixed) for mixed in {False, precision != "float32"}}
         inputs = random_images(images, facts.image_size).to(device).contiguous(memory_format=torch.channels_last)
         targets = torch.arange(images, device=device) % classes
+        scale_logits(network, inputs)
         with torch.no_grad():
             statistics = FeatureStatistics().update(network.stem(inputs))
         for key in tqdm([*settings.methods, *config.BUILT_IN_METHODS], desc=facts.model, leave=False):

@@ -153,6 +153,23 @@ def test_the_agreement_of_maps_by_hand(monkeypatch):
     assert (found.median, found.min) == (0, -1)
 
 
+def test_the_logits_are_scaled(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    from ibsgl.networks import build_network
+
+    images = scale.random_images(3, 32)
+    assert images.shape == (3, 3, 32, 32)
+    assert (images >= 0).all()
+    assert (images <= 1).all()
+    for arch in ("resnet_small", "vgg_small"):
+        network = build_network(arch, 4, width=8).eval()
+        scale.scale_logits(network, images)
+        with torch.no_grad():
+            assert network(images).std().item() == pytest.approx(1, rel=1e-4)
+
+
 def test_the_masked_passes_run_in_the_given_precision(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import scale
