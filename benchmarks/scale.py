@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 from unittest import mock
 
 import numpy as np
@@ -38,6 +38,7 @@ from ibsgl.plan import (
     DeviceProfile,
     NetworkFacts,
     Precision,
+    Resolved,
     calibrate,
     method_work,
     network_facts,
@@ -82,7 +83,7 @@ def forward_rate(network: SplitNetwork, facts: NetworkFacts, device: torch.devic
 
 
 @contextmanager
-def masked_passes(precision: Literal["float32", "bfloat16"], device: torch.device) -> Iterator[None]:
+def masked_passes(precision: Resolved, device: torch.device) -> Iterator[None]:
     """Inside, the passes of the methods whose cost is ``mixed`` run in ``precision``."""
 
     def cast(_: torch.device) -> torch.autocast:
@@ -196,7 +197,7 @@ def main(
 
 
 def time_network(
-    settings: config.Config, model: str, classes: int, device: torch.device, precision: Literal["float32", "bfloat16"]
+    settings: config.Config, model: str, classes: int, device: torch.device, precision: Resolved
 ) -> NetworkSeconds:
     """The seconds of one image in each kind of pass, as ``ibsgl plan`` measures them."""
     seconds, batch = calibrate(settings, model, classes, device, precision)
@@ -220,7 +221,7 @@ def time_methods(
     facts: NetworkFacts,
     classes: int,
     device: torch.device,
-    precision: Literal["float32", "bfloat16"],
+    precision: Resolved,
     images: int,
     batch: int,
 ) -> list[MethodTime]:

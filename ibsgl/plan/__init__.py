@@ -5,7 +5,7 @@ by the cost of one pass. FLOPs are counted by torch. Seconds are measured on thi
 device, or estimated from a card's published peak.
 """
 
-from ibsgl.plan.calibration import calibrate, resolved
+from ibsgl.plan.calibration import Precision, Resolved, calibrate, resolved
 from ibsgl.plan.cards import CARDS, CardEstimate, card_named
 from ibsgl.plan.data import DataFacts, data_facts
 from ibsgl.plan.jobs import Jobs
@@ -14,7 +14,7 @@ from ibsgl.plan.profile import DeviceProfile, ProfiledDevice
 from ibsgl.plan.run import Plan, disk_space, make_plan
 from ibsgl.plan.show import show
 from ibsgl.plan.steps import Step, method_work, model_steps
-from ibsgl.plan.timing import Precision, Timing
+from ibsgl.plan.timing import Timing
 
 __all__ = [
     "CARDS",
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "Precision",
     "ProfiledDevice",
+    "Resolved",
     "Step",
     "Timing",
     "UnitCosts",

@@ -19,11 +19,14 @@ from ibsgl.guidance import GuidanceSettings
 from ibsgl.networks import SplitNetwork, autocast, evaluating
 from ibsgl.plan.networks import MODES, UnitCosts, guidance_units, random_network, training_loss
 
+Precision = Literal["float32", "bfloat16", "auto"]
+Resolved = Literal["float32", "bfloat16"]
+
 # Target seconds per timed pass; sets batch size and repeats.
 PASS_SECONDS = 0.3
 
 
-def resolved(precision: Literal["float32", "bfloat16", "auto"], device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolved(precision: Precision, device: torch.device) -> Resolved:
     """The precision of the passes that may run in bfloat16; ``auto``: bfloat16 on a GPU that has it natively."""
     if precision == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -36,7 +39,7 @@ def calibrate(
     model: str,
     classes: int,
     device: torch.device,
-    precision: Literal["float32", "bfloat16", "auto"] = "auto",
+    precision: Precision = "auto",
 ) -> tuple[UnitCosts, int]:
     """Measure the seconds of one image on ``device``, and the passes that may run in bfloat16 in ``precision``.
 
@@ -71,7 +74,7 @@ def _unit_costs(
     classes: int,
     config: Config,
     device: torch.device,
-    precision: Literal["float32", "bfloat16"],
+    precision: Resolved,
 ) -> UnitCosts:
     """The seconds of one image where the stem gets ``images`` (B,3,H,W) at a time."""
     with torch.no_grad():

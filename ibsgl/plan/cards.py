@@ -9,13 +9,13 @@ from typing import ClassVar
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.errors import ConfigError
+from ibsgl.plan.calibration import Precision
 from ibsgl.plan.networks import NetworkFacts, UnitCosts
-from ibsgl.plan.timing import Precision
 
 # What convolutional networks reach of a card's peak. In NVIDIA's measurements of torch's ResNet-50 (DeepLearningExamples,
 # PyTorch/Classification/ConvNets/resnet50v1.5, 8.18 GFLOP per image): in float32, inference on a V100 reaches 1261 images/s
 # = 0.66 of the peak, on a T4 428 images/s = 0.43, and training on a V100 367 images/s = 0.57. On tensor cores, inference on a
-# V100 reaches 3382 images/s = 0.22, and training on an A100 2470 images/s = 0.19. It is assumed that other cards reach as much.
+# V100 reaches 3382 images/s = 0.22, and training on an A100 2470 images/s = 0.19. That other cards reach as much is assumed.
 EFFICIENCY: dict[str, float] = {"float32": 0.6, "bfloat16": 0.2}
 
 
@@ -103,15 +103,16 @@ class CardEstimate:
         elif card.bfloat16 is None:
             others = ", also where bfloat16 is allowed, which the card does not have"
         else:
-            others = f", {card.bfloat16 / 1e12:g} TFLOP/s in bfloat16 × {self.efficiency['bfloat16']:g}"
+            others = f", {card.bfloat16 / 1e12:g} TFLOP/s in bfloat16 × {self.efficiency['bfloat16']:g} and no less than in float32"
         return f"an estimate, not measured: FLOPs / (peak × efficiency), {peaks}{others} ({card.source})"
 
     def seconds(self, config: Config, network: NetworkFacts, classes: int) -> tuple[UnitCosts, None]:
-        """FLOPs / (peak × efficiency). There is no batch: the peak is that of large batches."""
+        """FLOPs / (peak × efficiency); bfloat16 is at least as fast as float32. There is no batch: batches are large."""
         rate = self.card.float32 * self.efficiency["float32"]
         mixed_rate = rate
         if self.precision != "float32" and self.card.bfloat16 is not None:
-            mixed_rate = self.card.bfloat16 * self.efficiency["bfloat16"]
+            # Tensor cores that are only twice as fast as the others reach more of their peak: half the bytes are moved.
+            mixed_rate = max(rate, self.card.bfloat16 * self.efficiency["bfloat16"])
 
         def over(passes: Passes, rate: float) -> Passes:
             return passes * (1 / rate)

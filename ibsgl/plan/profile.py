@@ -15,8 +15,8 @@ from ibsgl.config import Config
 from ibsgl.config.schema import describe
 from ibsgl.errors import ConfigError
 from ibsgl.networks.registry import NetworkSettings
+from ibsgl.plan.calibration import Precision, Resolved
 from ibsgl.plan.networks import NetworkFacts, UnitCosts, guidance_units
-from ibsgl.plan.timing import Precision
 from ibsgl.settings import NonNegative, Positive, Settings
 
 # A backward pass is measured as a difference, which may be 0 on a fast device.
@@ -53,7 +53,7 @@ class NetworkSeconds(Settings):
     source: Literal["torchvision", "torchray"] = "torchvision"
     options: dict[str, Any] = Field({})
     image_size: Positive
-    precision: Literal["float32", "bfloat16"]
+    precision: Resolved
     batch: Positive
     full: PassSeconds
     mixed: PassSeconds

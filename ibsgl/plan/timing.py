@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -12,7 +12,6 @@ from ibsgl.plan.calibration import calibrate
 from ibsgl.plan.networks import NetworkFacts, UnitCosts
 
 HERE = "measured here"
-Precision = Literal["float32", "bfloat16", "auto"]
 
 
 class Timing(Protocol):

@@ -63,6 +63,12 @@ def test_float32_is_estimated_for_every_pass():
         assert seconds.training == pytest.approx(facts("vgg_small").flops.training / (0.6 * 19.5e12))
 
 
+def test_bfloat16_is_never_estimated_slower_than_float32():
+    """0.2 of 165.2 TFLOP/s is less than 0.6 of 82.6."""
+    seconds, _ = CardEstimate(card_named("rtx4090")).seconds(small("vgg_small"), facts("vgg_small"), 4)
+    assert seconds.mixed == seconds.full
+
+
 @pytest.mark.parametrize(
     ("name", "cores", "gigahertz", "tensor_operations", "tensor_gigahertz"),
     # Float32 cores, and dense multiply-adds of all tensor cores per clock in bfloat16: multiprocessors × 1024 on Ampere, 2048
