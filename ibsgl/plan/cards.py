@@ -103,7 +103,8 @@ class CardEstimate:
         elif card.bfloat16 is None:
             others = ", also where bfloat16 is allowed, which the card does not have"
         else:
-            others = f", {card.bfloat16 / 1e12:g} TFLOP/s in bfloat16 × {self.efficiency['bfloat16']:g} and no less than in float32"
+            share = self.efficiency["bfloat16"]
+            others = f", {card.bfloat16 / 1e12:g} TFLOP/s in bfloat16 × {share:g} and no less than in float32"
         return f"an estimate, not measured: FLOPs / (peak × efficiency), {peaks}{others} ({card.source})"
 
     def seconds(self, config: Config, network: NetworkFacts, classes: int) -> tuple[UnitCosts, None]:
