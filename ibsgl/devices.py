@@ -53,6 +53,16 @@ def automatic() -> int:
     return int(os.environ["IBSGL_GPU"])
 
 
+def forbid_tf32() -> None:
+    """Float32 means float32 on a GPU too.
+
+    By default torch rounds the inputs of a GPU's convolutions to TF32, which has 10 bits after the point instead of 23.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @cache
 def lease() -> torch.device:
     """A card that no other step uses. This process keeps it until it ends. If all cards are taken, this function waits.
@@ -80,8 +90,7 @@ def lease() -> torch.device:
                 continue
             _held.append(lock)
             torch.cuda.set_device(index)
-            # float32 means float32: by default torch's convolutions round to TF32, which has 10 bits.
-            torch.backends.cudnn.allow_tf32 = False
+            forbid_tf32()
             return torch.device("cuda", index)
         if not waiting:
             cards = "the GPU is" if len(names) == 1 else f"all {len(names)} GPUs are"

@@ -11,6 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ibsgl import config
+from ibsgl.plan import DeviceProfile, ProfiledDevice, make_plan
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -106,10 +109,11 @@ def test_floors_run_the_given_passes(speed):
 
 def test_the_reproductions_methods_are_timed_on_any_device(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("ibsgl.plan.calibration.PASS_SECONDS", 0.01)
     import scale
 
-    out = tmp_path / "scale.json"
-    arguments = ["--config", str(ROOT / "tests" / "configs" / "tiny.yaml"), "--device", "cpu", "--images", "2"]
+    tiny, out = ROOT / "tests" / "configs" / "tiny.yaml", tmp_path / "scale.json"
+    arguments = ["--config", str(tiny), "--device", "cpu", "--images", "2", "--precision", "bfloat16"]
     done = CliRunner().invoke(scale.app, [*arguments, "--batch", "2", "--out", str(out)])
     assert done.exit_code == 0, (done.output, done.exception)
     written = json.loads(out.read_text())
@@ -122,6 +126,48 @@ def test_the_reproductions_methods_are_timed_on_any_device(monkeypatch, tmp_path
         assert row["hours"] == pytest.approx(row["seconds_per_image"] * 4952 / 3600)
         assert row["flops_per_second"] > 0
         assert row["method"] in done.output
+        # Only RISE has passes in bfloat16.
+        assert (row["agreement"] is not None) == (row["method"] == "RISE")
+        if row["agreement"]:
+            assert 0.9 < row["agreement"]["min"] <= row["agreement"]["median"] <= 1
+
+    # The plan's times are those in the file.
+    profile = DeviceProfile.read(out)
+    plan = make_plan(config.read([tiny], data=False), timing=ProfiledDevice(profile, out))
+    for network, measured in zip(plan.networks, written["networks"], strict=True):
+        assert (network.arch, measured["precision"]) == (measured["arch"], "bfloat16")
+        assert vars(network.seconds.full) == measured["full"]
+        assert vars(network.seconds.mixed) == measured["mixed"]
+        assert network.seconds.training == measured["training"]
+    assert plan.device == "CPU"
+    assert plan.total().seconds > 0
+
+
+def test_the_agreement_of_maps_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    exact = torch.arange(4.0).view(1, 2, 2).repeat(3, 1, 1)
+    # In the same order, in the reverse order, and constant.
+    found = scale.agreement(torch.stack([exact[0] ** 2, -exact[0], torch.ones(2, 2)]), exact)
+    assert (found.median, found.min) == (0, -1)
+
+
+def test_the_logits_are_scaled(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scale
+
+    from ibsgl.networks import build_network
+
+    images = scale.random_images(3, 32)
+    assert images.shape == (3, 3, 32, 32)
+    assert (images >= 0).all()
+    assert (images <= 1).all()
+    for arch in ("resnet_small", "vgg_small"):
+        network = build_network(arch, 4, width=8).eval()
+        scale.scale_logits(network, images)
+        with torch.no_grad():
+            assert network(images).std().item() == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -132,6 +178,9 @@ def test_a_missing_gpu_is_one_line(monkeypatch):
     done = CliRunner().invoke(scale.app, [])
     assert done.exit_code == 2
     assert "torch sees no GPU here; give --device cpu" in done.output
+    done = CliRunner().invoke(scale.app, ["--device", "cpu", "--precision", "float16"])
+    assert done.exit_code == 2
+    assert "it is one of float32, bfloat16, auto" in done.output
 
 
 def test_the_cores_time_has_three_parts(monkeypatch, tmp_path):

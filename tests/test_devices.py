@@ -137,6 +137,16 @@ def test_without_a_card_the_error_says_what_to_give(tmp_path, monkeypatch):
         devices.lease()
 
 
+def test_a_step_on_a_card_computes_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "identities", lambda: [CARDS[0]])
+    monkeypatch.setattr(devices, "_held", [])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    devices.lease.__wrapped__()
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_what_auto_means_is_settled_once(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

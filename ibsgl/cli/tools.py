@@ -31,14 +31,29 @@ def plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Time some passes here, with random weights.")
     ] = True,
+    device_profile: Annotated[
+        Path | None,
+        typer.Option("--device-profile", help="The times of another device: a scale.json of benchmarks/scale.py."),
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option("--card", help="Estimate the time on a100, h100, h200, l4, rtx4090, t4 or v100 from its peak."),
+    ] = None,
+    efficiency: Annotated[
+        float | None,
+        typer.Option(
+            "--efficiency",
+            help="The share of a --card's peak that is reached. Default: 0.6 in float32, 0.2 in bfloat16.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the numbers there too.")] = None,
 ) -> None:
-    """What a run will cost, before anything runs: pairs, passes, FLOPs, disk, and the time on this machine."""
+    """What a run will cost, before anything runs: pairs, passes, FLOPs, disk, and the time here or on another device."""
     from rich.console import Console
 
     from ibsgl import config
     from ibsgl.files import write_json
-    from ibsgl.plan import make_plan, show
+    from ibsgl.plan import CardEstimate, DeviceProfile, ProfiledDevice, Timing, card_named, make_plan, show
 
     counts = {}
     for item in images or ():
@@ -46,7 +61,21 @@ def plan(
         if not number.isdigit():
             raise typer.BadParameter(f"{item!r} is not <list>=<number>, like test=4952", param_hint="--images")
         counts[name] = int(number)
-    planned = make_plan(config.read(configfiles, data=False), counts, calibrate)
+    if device_profile is not None and card is not None:
+        raise typer.BadParameter("give --card or --device-profile, not both", param_hint="--card")
+    if efficiency is not None and card is None:
+        raise typer.BadParameter("it is that of a --card", param_hint="--efficiency")
+    loaded = config.read(configfiles, data=False)
+    timing: Timing | None = None
+    try:
+        if card is not None:
+            shares = {} if efficiency is None else {"efficiency": dict.fromkeys(("float32", "bfloat16"), efficiency)}
+            timing = CardEstimate(card_named(card), loaded.precision, **shares)
+        elif device_profile is not None:
+            timing = ProfiledDevice(DeviceProfile.read(device_profile), device_profile, loaded.precision)
+    except config.ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--device-profile" if card is None else "--card") from None
+    planned = make_plan(loaded, counts, calibrate, timing)
     if out is not None:
         write_json(out, planned.as_dict())
     # In a file or a pipe, a table is as wide as it needs to be.

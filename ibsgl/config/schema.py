@@ -17,14 +17,13 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
-from ibsgl.config.passes import Compile, PassSettings, pass_settings
+from ibsgl.config.passes import Compile, PassSettings, PrecisionSetting, pass_settings
 from ibsgl.data.sources import DEFAULT, SOURCES, AnySource
 from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import NO_LOSS, NO_TEACHER, PAPER, TEACHERS, teacher_requires
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import METRICS, MetricSettings
-from ibsgl.networks.passes import Precision
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.redaction import redacted
 from ibsgl.registry import SettingError
@@ -144,7 +143,7 @@ class Config(Settings):
         "Changing the device re-runs nothing. A GPU draws other masks and noise from the same seed",
     )
     threads: Positive = Field(1, description="CPU threads of each heavy job")
-    precision: Precision | Literal["auto"] = Field(
+    precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
         "half the time and changes metrics by rounding (docs/precision.md). `auto`: `bfloat16` where the processor has it "

@@ -11,18 +11,25 @@ from statistics import median
 import torch
 from torch import nn
 
+from ibsgl import devices
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.guidance import GuidanceSettings
-from ibsgl.networks import SplitNetwork, evaluating, fast_passes, forward_pass, input_gradient
+from ibsgl.networks import Precision, SplitNetwork, evaluating, fast_passes, forward_pass, input_gradient
 from ibsgl.plan.networks import MODES, UnitCosts, guidance_units, random_network, training_loss
 
 # Target seconds per timed pass; sets batch size and repeats.
 PASS_SECONDS = 0.3
 
 
-def calibrate(config: Config, model: str, classes: int, device: torch.device) -> tuple[UnitCosts, int]:
-    """Measure the seconds of one image on ``device``.
+def calibrate(
+    config: Config,
+    model: str,
+    classes: int,
+    device: torch.device,
+    precision: Precision,
+) -> tuple[UnitCosts, int]:
+    """Measure the seconds of one image on ``device``, and the passes that may run in bfloat16 in ``precision``.
 
     The stem gets ``config.batch_size`` images at a time, or fewer where a CPU would take long or a GPU runs out of memory.
     A CPU uses the config's ``threads``, as one job does.
@@ -31,6 +38,8 @@ def calibrate(config: Config, model: str, classes: int, device: torch.device) ->
         The seconds, and the number of images that the stem got at a time.
     """
     size, batch = config.models[model].image_size, config.batch_size
+    if device.type == "cuda":
+        devices.forbid_tf32()
     with _threads(config.threads), device:
         network = random_network(config, model, classes).eval()
         if device.type == "cpu":
@@ -40,7 +49,7 @@ def calibrate(config: Config, model: str, classes: int, device: torch.device) ->
         while True:
             try:
                 images = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-                return _unit_costs(network, images, classes, config, device), batch
+                return _unit_costs(network, images, classes, config, device, precision), batch
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
@@ -48,7 +57,12 @@ def calibrate(config: Config, model: str, classes: int, device: torch.device) ->
 
 
 def _unit_costs(
-    network: SplitNetwork, images: torch.Tensor, classes: int, config: Config, device: torch.device
+    network: SplitNetwork,
+    images: torch.Tensor,
+    classes: int,
+    config: Config,
+    device: torch.device,
+    precision: Precision,
 ) -> UnitCosts:
     """The seconds of one image where the stem gets ``images`` (B,3,H,W) at a time."""
     with torch.no_grad():
@@ -69,7 +83,7 @@ def _unit_costs(
         stem, head = forward(network.stem, images), forward(network.head, features)
         full = Passes(stem, head, backward(network.stem, images, stem), backward(network.head, features, head))
         mixed = full
-        if (precision := config.passes.precision) != "float32":
+        if precision != "float32":
             targets = torch.zeros(len(images), dtype=torch.int64)
             before = _whole(network, images, targets, device)
             with fast_passes(network, precision):

@@ -11,11 +11,11 @@ import torch
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.config.steps import lineage
-from ibsgl.plan.calibration import calibrate
 from ibsgl.plan.data import DataFacts, data_facts
 from ibsgl.plan.jobs import Jobs
 from ibsgl.plan.networks import NetworkFacts, Work, network_facts
 from ibsgl.plan.steps import Step, model_steps
+from ibsgl.plan.timing import MeasuredHere, Timing
 
 # Bytes of a number.
 _FLOAT32, _FLOAT64 = 4, 8
@@ -32,7 +32,9 @@ class Plan:
         steps: of every network, without those of alternatives.
         alternatives: by name, the work of the jobs that differ from those of the run itself.
         disk_bytes: see :func:`disk_space`; with the archives that are downloaded, and with the alternatives' files.
-        device: where the seconds were measured; ``None`` without calibration.
+        device: whose seconds these are; ``None`` without times.
+        timing: how the seconds were made; ``None`` without times.
+        estimated: the seconds are not measured but computed from published values.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Plan:
     alternatives: dict[str, Work]
     disk_bytes: dict[str, int]
     device: str | None
+    timing: str | None
+    estimated: bool
     batch_size: int
 
     def total(self, model: str | None = None) -> Work:
@@ -58,23 +62,29 @@ class Plan:
         return asdict(self) | {"total": asdict(self.total())}
 
 
-def make_plan(config: Config, images: Mapping[str, int] | None = None, calibration: bool = True) -> Plan:
+def make_plan(
+    config: Config,
+    images: Mapping[str, int] | None = None,
+    calibration: bool = True,
+    timing: Timing | None = None,
+) -> Plan:
     """The plan of a run of ``config`` and of its alternatives.
 
     Args:
         images: see :func:`ibsgl.plan.data_facts`.
         calibration: run the networks for some seconds on the run's device, to measure the time. Where that is a GPU and this
             machine has none, nothing is measured.
+        timing: times of another device. Then nothing is measured.
 
     Raises:
-        ValueError: the number of images is unknown.
+        ValueError: the number of images is unknown, or ``timing`` does not have a network of the config.
     """
     data = data_facts(config, images)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and cuda) else "cpu")
-    measured_on = None
-    if calibration and (cuda or device.type == "cpu"):
-        measured_on = f"CPU, {config.threads} thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if timing is None and calibration and (cuda or device.type == "cpu"):
+        name = f"CPU, {config.threads} thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        timing = MeasuredHere(device, name)
     known: dict[tuple[str, str, int], NetworkFacts] = {}
 
     def facts(of: Config, model: str, classes: int) -> NetworkFacts:
@@ -83,8 +93,8 @@ def make_plan(config: Config, images: Mapping[str, int] | None = None, calibrati
         if key not in known:
             resolved = of.for_model(model)
             known[key] = network_facts(resolved, model, classes)
-            if measured_on:
-                seconds, batch = calibrate(resolved, model, classes, device)
+            if timing is not None:
+                seconds, batch = timing.seconds(resolved, known[key], classes)
                 known[key] = replace(known[key], seconds=seconds, batch=batch)
         return known[key]
 
@@ -104,7 +114,7 @@ def make_plan(config: Config, images: Mapping[str, int] | None = None, calibrati
             for of_model, network in zip(other_jobs, other_networks, strict=True)
             for step in model_steps(of_model, other_data, network)
         ]
-        alternatives[name] = _sum(steps, measured_on is not None)
+        alternatives[name] = _sum(steps, timing is not None)
         for what, size in disk_space(other_jobs, other_data, other_networks).items():
             disk[what] = disk.get(what, 0) + size
     archives = config.data.archives
@@ -122,7 +132,9 @@ def make_plan(config: Config, images: Mapping[str, int] | None = None, calibrati
         ],
         alternatives,
         ({"archives": packed, "data, unpacked": packed} if packed else {}) | disk,
-        measured_on,
+        timing.device if timing else None,
+        timing.origin if timing else None,
+        timing.estimated if timing else False,
         config.batch_size,
     )
 

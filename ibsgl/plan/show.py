@@ -12,6 +12,7 @@ from rich.table import Table
 from ibsgl.plan.data import DataFacts
 from ibsgl.plan.networks import NetworkFacts, Work
 from ibsgl.plan.run import Plan
+from ibsgl.plan.timing import HERE
 
 # The columns of :func:`_work_columns`.
 _WORK = ("stem forward", "head forward", "stem backward", "head backward", "FLOPs", "time")
@@ -21,14 +22,17 @@ def show(plan: Plan, console: Console) -> None:
     """Print ``plan``. Where ``console`` is no terminal, the tables are plain columns."""
     _show_data(plan.name, plan.data, console)
     console.print(f"replicates: {plan.replicates}\n")
+    if plan.timing and plan.timing != HERE:
+        console.print(f"Times: {plan.timing}. Nothing was run here.\n", soft_wrap=True)
     for network in plan.networks:
-        _show_network(network, console)
+        _show_network(network, plan, console)
         _show_steps(plan, network.model, console)
     if plan.alternatives:
         _show_alternatives(plan, console)
     _show_disk(plan.disk_bytes, console)
     total = plan.total()
     time = f"{duration(total.seconds)} on {plan.device}, one job at a time" if plan.device else "time not measured"
+    time = f"an estimate of {time}" if plan.estimated else time
     unknown = " Methods marked unknown are not included." if any(step.work is None for step in plan.steps) else ""
     console.print(
         f"Total: {with_prefix(total.flops, 'FLOP')}, {time}. This counts the networks' passes only: not reading images, not "
@@ -47,13 +51,14 @@ def _show_data(name: str, data: DataFacts, console: Console) -> None:
     _put(table, console)
 
 
-def _show_network(network: NetworkFacts, console: Console) -> None:
+def _show_network(network: NetworkFacts, plan: Plan, console: Console) -> None:
     shape = "×".join(map(str, network.features))
     title = (
         f"{network.model}: {network.arch} at {network.image_size} px, feature map {shape}, "
         f"{_count(network.parameters)} parameters"
     )
-    time = f"time here, {network.batch} at a time" if network.batch else "time"
+    where = "time here" if plan.timing == HERE else f"time on {plan.device}"
+    time = f"{where}, {network.batch} at a time" if network.batch else "time (estimate)" if plan.estimated else "time"
     table = _table(title, ("for one image", "FLOPs", time, "rate"), console)
     for name, flops, seconds in _unit_costs(network):
         rate = with_prefix(flops / seconds, "FLOP/s") if seconds else "–"
@@ -115,7 +120,8 @@ def _unit_costs(network: NetworkFacts) -> Iterator[tuple[str, float, float | Non
         for part in ("stem", "head"):
             for key, direction in ((part, "forward"), (f"{part}_backward", "backward to its input")):
                 pass_seconds = getattr(getattr(seconds, precision), key) if seconds else None
-                yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
+                if precision == "full" or pass_seconds:
+                    yield f"{part} {direction}{suffix}", getattr(flops.full, key), pass_seconds
     yield "training step", flops.training, seconds.training if seconds else None
     names = {"feature": "inner step of guidance", "end_to_end": "guidance, end to end"}
     for kind, added in flops.guidance.items():
