@@ -126,8 +126,9 @@ def main(
                     },
                 }
             )
+            # After each method: a run that is stopped leaves what it has measured.
+            write_json(out, {"rows": rows})
     show(rows, Console(width=None if sys.stdout.isatty() else 140))
-    write_json(out, {"rows": rows})
 
 
 def limit(metric: str, pairs: int) -> float:
