@@ -29,7 +29,7 @@ from baselines.integrated_gradients import IntegratedGradients
 from baselines.rise import RISE
 from ibsgl import attribution, bottleneck, config, provenance
 from ibsgl.attribution.registry import Attribution
-from ibsgl.bottleneck import Bottleneck, FeatureStatistics, kl_to_prior
+from ibsgl.bottleneck import Bottleneck, FeatureStatistics, kl_slope, kl_to_prior
 from ibsgl.cli.options import dataset, load_statistics
 from ibsgl.config import Config
 from ibsgl.data.loading import ImageDataset
@@ -92,7 +92,10 @@ class ActiveBottleneck:
         head = nn.Sequential(_Masked(self.active), network.head)
         masked = SplitNetwork(network.stem, head, multilabel=network.multilabel)
         # As in the reference code, the mean in L_I is still over all neurons.
-        with patch.object(bottleneck, "kl_to_prior", lambda *arguments: kl_to_prior(*arguments) * self.active):
+        with (
+            patch.object(bottleneck, "kl_to_prior", lambda *arguments: kl_to_prior(*arguments) * self.active),
+            patch.object(bottleneck, "kl_slope", lambda *arguments: kl_slope(*arguments) * self.active),
+        ):
             return self.ours(masked, images, targets, generator, statistics=statistics)
 
 

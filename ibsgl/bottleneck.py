@@ -7,6 +7,7 @@ saliency map L^ib.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, TypedDict
 
 import torch
@@ -15,12 +16,15 @@ from torch import nn
 
 from ibsgl.attribution.cost import Cost, Passes
 from ibsgl.networks.split import SplitNetwork, check_batch, evaluating, upsample
-from ibsgl.randomness import Generators, draw
+from ibsgl.randomness import Generators, listed
 from ibsgl.settings import NonNegative, Positive, PositiveReal, Settings
 
 REDUCTIONS = ("mean", "reference", "sum")
 # Elements of the feature map for which the bottleneck's published weights were chosen (layer4 of ResNet-50 at 224 pixels).
 REFERENCE_ELEMENTS = 2048 * 7 * 7
+# Up to this number of cells, a map is blurred by one matrix for both axes. One product per axis would take several times as
+# long, because its matrices are tiny.
+_SMALL_MAP = 100
 
 
 class StatisticsState(TypedDict):
@@ -110,31 +114,54 @@ class FeatureStatistics:
         return statistics
 
 
-def gaussian_blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """``blur(σ, ·)``: maps (…,h,w) convolved with a Gaussian of standard deviation ``sigma`` cells.
+class GaussianBlur:
+    """``blur(σ, ·)``: maps (…,h,w) convolved with a Gaussian of standard deviation σ.
 
     As in the code of the bottleneck's authors, the kernel reaches 2σ to each side, and the border is mirrored about the
     outermost cells.
+
+    Args:
+        sigma: σ in cells. With 0, nothing is blurred.
+        like: maps (…,h,w) of the same height, width, type and device as those that are blurred.
+    """
+
+    def __init__(self, sigma: float, like: torch.Tensor):
+        self._rows, self._columns = (_blur_band(sigma, size, like) for size in like.shape[-2:])
+
+    def __call__(self, maps: torch.Tensor) -> torch.Tensor:
+        """The blurred maps (…,h,w)."""
+        return _multiply(self._rows, maps, self._columns.T)
+
+    def gradient(self, slope: torch.Tensor) -> torch.Tensor:
+        """The gradient at the blurred maps → the gradient at the maps, both (…,h,w)."""
+        return _multiply(self._rows.T, slope, self._columns)
+
+
+def _blur_band(sigma: float, size: int, like: torch.Tensor) -> torch.Tensor:
+    """The matrix (size,size) that blurs along one axis. Each row is the kernel at one place.
+
+    A matrix also works for a map that is smaller than the kernel. Such a map is mirrored several times.
     """
     if sigma == 0:
-        return maps
-    for dim in (-2, -1):
-        radius = round(2 * sigma)
-        offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        kernel = kernel / kernel.sum()
-        size = maps.shape[dim]
-        places = torch.arange(size, device=maps.device)
-        period = max(2 * (size - 1), 1)
-        # A band matrix also works for a map that is smaller than the kernel. Such a map is mirrored several times.
-        band = maps.new_zeros(size, size)
-        for offset, weight in zip(range(-radius, radius + 1), kernel, strict=True):
-            mirrored = (places + offset) % period
-            band.index_put_((places, torch.minimum(mirrored, period - mirrored) % size), weight, accumulate=True)
-        rows = torch.movedim(maps, dim, -1)
-        # One matrix product. On strided maps ``@`` would run one product per channel.
-        maps = torch.movedim((rows.reshape(-1, size) @ band.T).view(rows.shape), -1, dim)
-    return maps
+        return torch.eye(size, device=like.device, dtype=like.dtype)
+    radius = round(2 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    places = torch.arange(size, device=like.device)
+    period = max(2 * (size - 1), 1)
+    band = like.new_zeros(size, size)
+    for offset, weight in zip(range(-radius, radius + 1), kernel, strict=True):
+        mirrored = (places + offset) % period
+        band.index_put_((places, torch.minimum(mirrored, period - mirrored) % size), weight, accumulate=True)
+    return band
+
+
+def _multiply(left: torch.Tensor, maps: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left`` (h,h) · M · ``right`` (w,w) for every map M of ``maps`` (…,h,w)."""
+    if maps.shape[-2] * maps.shape[-1] <= _SMALL_MAP:
+        return (maps.flatten(-2) @ torch.kron(left, right.T).T).view(maps.shape)
+    return left @ (maps @ right)
 
 
 def kl_to_prior(features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -146,6 +173,12 @@ def kl_to_prior(features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, 
     z = (features - mean) / std
     damp = 1 - keep
     return 0.5 * (damp.square() + (keep * z).square() - 1) - damp.log()
+
+
+def kl_slope(features: torch.Tensor, keep: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The derivative of :func:`kl_to_prior` with respect to λ: λ(1 + z²) − 1 + 1/(1 − λ)."""
+    z = (features - mean) / std
+    return torch.addcmul(keep - 1, keep, z.square()).add_((1 - keep).reciprocal_())
 
 
 def bottleneck_saliency(
@@ -193,7 +226,8 @@ def bottleneck_saliency(
     if steps < 1 or samples < 1:
         raise ValueError(f"bottleneck steps and samples must be at least 1, not {steps} and {samples}")
     batch, *shape = features.shape
-    features = features.detach()
+    # The noise is drawn in this order, and mixing two orders takes several times as long.
+    features = features.detach().contiguous()
     mean = statistics.mean.to(features)
     # Without a lower bound, an element that never varies (a dead ReLU) would give a division by zero. The authors' code has
     # the same bound.
@@ -202,49 +236,62 @@ def bottleneck_saliency(
         raise ValueError(
             f"statistics are of a {tuple(mean.shape)} feature map, the features are {tuple(features.shape[1:])}"
         )
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generators = listed(generator, batch)
+    blur = GaussianBlur(sigma, features)
+    weight = alpha / {"mean": mean.numel(), "sum": 1, "reference": REFERENCE_ELEMENTS}[reduction]
     parameter = torch.full_like(features, gamma)
     first, second = torch.zeros_like(features), torch.zeros_like(features)
+    difference = features - mean
+    # Every step uses the same memory. With one generator, the images share a draw.
+    drawn = torch.empty(len(generators), samples, *shape, device=generators[0].device, dtype=features.dtype)
+    noisy = features.new_empty(batch, samples, *shape)
 
-    def compute_keep(parameter: torch.Tensor) -> torch.Tensor:
+    def compute_keep(gate: torch.Tensor) -> torch.Tensor:
         # λ = 1 would make the divergence infinite, and in float32 the sigmoid is 1 above γ = 17.
-        return (1 - 1e-6) * gaussian_blur(parameter.sigmoid(), sigma)
+        return blur(gate).mul_(1 - 1e-6)
 
+    for step in range(1, steps + 1):
+        gate = parameter.sigmoid()
+        keep = compute_keep(gate)
+        noise = _draw(drawn, generators).to(features.device)
+        # λA + (1−λ)(μ + σ·noise), with one operation on all samples.
+        torch.addcmul(torch.lerp(mean, features, keep)[:, None], ((1 - keep) * std)[:, None], noise, out=noisy)
+        slope = _recognition_slope(head, noisy, target, multilabel)
+        # By the chain rule: the sample's derivative with respect to λ is A − μ − σ·noise.
+        gradient = slope.sum(1).mul_(difference)
+        gradient -= torch.mul(slope, noise, out=noisy).sum(1).mul_(std)
+        gradient.add_(kl_slope(features, keep, mean, std), alpha=weight)
+        gradient = blur.gradient(gradient).mul_(1 - 1e-6)
+        gradient.mul_(gate).mul_(1 - gate)
+        first.lerp_(gradient, 1 - 0.9)
+        second.lerp_(gradient.square_(), 1 - 0.999)
+        scale = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(first, scale, value=-lr / (1 - 0.9**step))
+    # A divergence is never negative. Rounding can give −1e-8 where λ ≈ 0.
+    return kl_to_prior(features, compute_keep(parameter.sigmoid()), mean, std).sum(1).clamp_min(0)
+
+
+def _draw(drawn: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Fill ``drawn`` (D,…) with the next normal numbers of D generators."""
+    for part, generator in zip(drawn, generators, strict=True):
+        part.normal_(generator=generator)
+    return drawn
+
+
+def _recognition_slope(head: nn.Module, noisy: torch.Tensor, target: torch.Tensor, multilabel: bool) -> torch.Tensor:
+    """The gradient (B,S,C,h,w) of the mean of L_II over the samples, summed over the images, at A = ``noisy`` (B,S,C,h,w)."""
+    samples = noisy.shape[1]
     with torch.enable_grad():
-        for step in range(1, steps + 1):
-            leaf = parameter.requires_grad_(True)
-            keep = compute_keep(leaf)
-            noise = draw(
-                lambda g: torch.randn(samples, *shape, generator=g, device=g.device, dtype=features.dtype),
-                batch,
-                generator,
-            ).to(features.device)
-            # λA + (1−λ)(μ + σ·noise), in a form with few operations on all samples.
-            centre, spread = torch.lerp(mean, features, keep), (1 - keep) * std
-            noisy = centre[:, None] + spread[:, None] * noise
-            logits = head(noisy.flatten(0, 1)).unflatten(0, (batch, samples))
-            if multilabel:
-                target_logits = logits.gather(2, target[:, None, None].expand(-1, samples, 1)).squeeze(2)
-                recognition = nn.functional.softplus(-target_logits).mean(1)
-            else:
-                repeated = target[:, None].expand(-1, samples)
-                recognition = nn.functional.cross_entropy(logits.transpose(1, 2), repeated, reduction="none").mean(1)
-            divergence = kl_to_prior(features, keep, mean, std).flatten(1)
-            information = divergence.mean(1) if reduction == "mean" else divergence.sum(1)
-            if reduction == "reference":
-                information = information / REFERENCE_ELEMENTS
-            # A sum over images, so that the gradient of an image's γ does not depend on the other images.
-            loss = (recognition + alpha * information).sum()
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            with torch.no_grad():
-                first.lerp_(gradient, 1 - 0.9)
-                second.lerp_(gradient.square(), 1 - 0.999)
-                update = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-                parameter = parameter.detach() - lr * update
-    with torch.no_grad():
-        # A divergence is never negative. Rounding can give −1e-8 where λ ≈ 0.
-        return kl_to_prior(features, compute_keep(parameter), mean, std).sum(1).clamp_min(0)
+        # A sum over images, so that an image's gradient does not depend on the other images.
+        leaf = noisy.flatten(0, 1).detach().requires_grad_(True)
+        logits = head(leaf)
+        repeated = target.repeat_interleave(samples)
+        if multilabel:
+            loss = nn.functional.softplus(-logits.gather(1, repeated[:, None])).sum()
+        else:
+            loss = nn.functional.cross_entropy(logits, repeated, reduction="sum")
+        (slope,) = torch.autograd.grad(loss / samples, leaf)
+    return slope.view_as(noisy)
 
 
 class Bottleneck(Settings):

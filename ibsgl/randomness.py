@@ -32,10 +32,23 @@ def draw(sample: Callable[[torch.Generator], torch.Tensor], batch: int, generato
     whole batch shares one draw. In both cases, an image's draw does not depend on the other images.
     """
     if generators is None or isinstance(generators, torch.Generator):
-        shared = sample(generators if generators is not None else torch.Generator().manual_seed(0))
+        shared = sample(listed(generators, batch)[0])
         return shared.expand(batch, *shared.shape)
+    return torch.stack([sample(g) for g in listed(generators, batch)])
+
+
+def listed(generators: Generators, batch: int) -> Sequence[torch.Generator]:
+    """One generator per image, or the single one of the whole batch (``None``: one with the seed 0).
+
+    Raises:
+        ValueError: there are several, and not one per image.
+    """
+    if generators is None:
+        return [torch.Generator().manual_seed(0)]
+    if isinstance(generators, torch.Generator):
+        return [generators]
     if len(generators) != batch:
         raise ValueError(
             f"{len(generators)} generators for a batch of {batch} images: give one per image, or a single one"
         )
-    return torch.stack([sample(g) for g in generators])
+    return generators

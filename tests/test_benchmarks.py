@@ -183,6 +183,56 @@ def test_a_missing_gpu_is_one_line(monkeypatch):
     assert "it is one of float32, bfloat16, auto" in done.output
 
 
+def test_the_parts_of_an_evaluation_are_timed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scoring
+
+    assert CliRunner().invoke(scoring.app, ["--help"]).exit_code == 0
+    small = [
+        "--network",
+        "resnet_small",
+        "--size",
+        "32",
+        "--images",
+        "3",
+        "--batch",
+        "2",
+        "--methods",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    done = CliRunner().invoke(scoring.app, [*small, "--out", str(tmp_path)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads((tmp_path / "scoring.json").read_text())["networks"]["resnet_small"]
+    parts = found["ms_per_map"]
+    for name in ("decode images", "convert and resize images", "read maps", "keep the top", "metric mIoU", "passes"):
+        assert parts[name] > 0
+        assert name in done.output
+    assert {name for name in parts if scoring.apart(name)} == {
+        "maps of Eq. 3",
+        "deletion curves",
+        "deletion curves: passes",
+    }
+    own = sum(ms for name, ms in parts.items() if not scoring.apart(name))
+    assert found["share_of_passes"] == pytest.approx(parts["passes"] / own)
+    assert found["efficiency"] > 0
+
+
+def test_an_inner_part_does_not_count_for_the_outer_one(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scoring
+
+    clock = iter([0, 1, 4, 10, 20, 22, 25, 30])
+    monkeypatch.setattr(scoring.time, "thread_time", lambda: next(clock))
+    parts = scoring.Parts()
+    with parts.measure("outer"), parts.measure("inner"):
+        pass
+    with parts.measure("deletion curves"), parts.measure("passes"):
+        pass
+    assert parts.seconds == {"inner": 3, "outer": 7, "deletion curves: passes": 3, "deletion curves": 7}
+
+
 def test_the_cores_time_has_three_parts(monkeypatch, tmp_path):
     """Jobs of 4 and 2 seconds on two cores in 5 seconds: 10 core-seconds, 4 without a job, half a second to start each job."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

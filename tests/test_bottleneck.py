@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ibsgl.bottleneck import Bottleneck, FeatureStatistics, bottleneck_saliency, gaussian_blur, kl_to_prior
+from ibsgl.bottleneck import Bottleneck, FeatureStatistics, GaussianBlur, bottleneck_saliency, kl_slope, kl_to_prior
 from ibsgl.networks import build_network
 
 
@@ -51,7 +51,17 @@ def test_divergence_equals_torch_distributions():
     torch.testing.assert_close(kl_to_prior(a, keep, mu, sigma), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("sigma", "size"), [(1.0, (6, 7)), (0.5, (5, 5)), (2.0, (9, 6))])
+def test_slope_of_the_divergence_equals_autograd():
+    g = torch.Generator().manual_seed(0)
+    a, mu = torch.randn(2, 3, 4, 4, generator=g), torch.randn(3, 4, 4, generator=g)
+    sigma, keep = torch.rand(3, 4, 4, generator=g) + 0.1, (torch.rand(2, 3, 4, 4, generator=g) * 0.99).requires_grad_()
+    (expected,) = torch.autograd.grad(kl_to_prior(a, keep, mu, sigma).sum(), keep)
+    torch.testing.assert_close(kl_slope(a, keep.detach(), mu, sigma), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "size"), [(1.0, (6, 7)), (0.5, (5, 5)), (2.0, (9, 6)), (1.0, (14, 14)), (1.5, (9, 16))]
+)
 def test_blur_equals_a_mirrored_convolution(sigma, size):
     maps = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     radius = round(2 * sigma)
@@ -59,14 +69,21 @@ def test_blur_equals_a_mirrored_convolution(sigma, size):
     kernel = torch.exp(-(x[:, None] ** 2 + x[None] ** 2) / (2 * sigma**2))
     padded = nn.functional.pad(maps, [radius] * 4, mode="reflect")
     expected = nn.functional.conv2d(padded.flatten(0, 1)[:, None], (kernel / kernel.sum())[None, None])
-    torch.testing.assert_close(gaussian_blur(maps, sigma), expected.view_as(maps))
+    blur = GaussianBlur(sigma, maps)
+    torch.testing.assert_close(blur(maps), expected.view_as(maps))
+    # The gradient of ⟨slope, blur(maps)⟩ at the maps.
+    slope = torch.rand_like(maps)
+    leaf = maps.clone().requires_grad_()
+    (slope * blur(leaf)).sum().backward()
+    torch.testing.assert_close(blur.gradient(slope), leaf.grad)
 
 
 def test_blur_leaves_constants_alone_on_any_size():
     for size in ((1, 1), (1, 5), (2, 2), (7, 3)):
-        torch.testing.assert_close(gaussian_blur(torch.ones(1, *size), 1.5), torch.ones(1, *size))
-    maps = torch.rand(1, 4, 4)
-    assert gaussian_blur(maps, 0) is maps
+        ones = torch.ones(1, *size)
+        torch.testing.assert_close(GaussianBlur(1.5, ones)(ones), ones)
+    for maps in (torch.rand(1, 4, 4), torch.rand(2, 11, 12)):
+        assert torch.equal(GaussianBlur(0, maps)(maps), maps)
 
 
 @pytest.fixture
@@ -98,40 +115,67 @@ def test_one_at_a_time_equals_batched_with_the_same_noise(case, reduction):
     assert together.any()
 
 
-def test_follows_adam_on_the_whole_objective(case):
-    """The optimisation written the plain way: one image, torch.optim.Adam, the objective spelled out."""
-    network, _, features, targets, statistics = case
-    a, target = features[1:2], targets[1:2]
-    mean, std = statistics.mean, statistics.std.clamp_min(0.01)
+# The blur is one product on the small map and two on the large one. Some maps have their channels last.
+@pytest.mark.parametrize(
+    ("size", "multilabel", "sigma"), [(64, False, 1.0), (64, True, 0.0), (176, True, 1.0), (176, False, 0.5)]
+)
+def test_follows_adam_on_the_whole_objective(size, multilabel, sigma):
+    """The optimisation written the plain way: one image, torch.optim.Adam, autograd, the objective spelled out."""
+    torch.manual_seed(0)
+    network = build_network("vgg_small", 4, width=4).eval().double()
+    images = torch.rand(6, 3, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        features = network.stem(images)
+    statistics = FeatureStatistics().update(features)
+    a, target = features[1:2], torch.tensor([1])
+    mean, std = statistics.mean.double(), statistics.std.double().clamp_min(0.01)
+    blur = GaussianBlur(sigma, a)
     parameter = torch.full_like(a, 2.0).requires_grad_()
     optimizer = torch.optim.Adam([parameter], lr=0.5)
     g = torch.Generator().manual_seed(7)
     for _ in range(5):
-        keep = gaussian_blur(parameter.sigmoid(), 1.0)
-        noise = mean + std * torch.randn(6, *a.shape[1:], generator=g)
+        keep = (1 - 1e-6) * blur(parameter.sigmoid())
+        noise = mean + std * torch.randn(6, *a.shape[1:], generator=g, dtype=torch.float64)
         p = torch.distributions.Normal(keep * a + (1 - keep) * mean, (1 - keep) * std)
         information = torch.distributions.kl_divergence(p, torch.distributions.Normal(mean, std)).mean()
         logits = network.head(keep * a + (1 - keep) * noise)
-        loss = nn.functional.cross_entropy(logits, target.expand(6)) + 3.0 * information
+        if multilabel:
+            recognition = -nn.functional.logsigmoid(logits[:, 1]).mean()
+        else:
+            recognition = nn.functional.cross_entropy(logits, target.expand(6))
         optimizer.zero_grad()
-        loss.backward()
+        (recognition + 3.0 * information).backward()
         optimizer.step()
-    keep = gaussian_blur(parameter.detach().sigmoid(), 1.0)
+    keep = (1 - 1e-6) * blur(parameter.detach().sigmoid())
     p = torch.distributions.Normal(keep * a + (1 - keep) * mean, (1 - keep) * std)
     expected = torch.distributions.kl_divergence(p, torch.distributions.Normal(mean, std)).sum(1)
-    ours = bottleneck_saliency(
-        network.head,
-        a,
-        target,
-        statistics,
-        alpha=3.0,
-        gamma=2.0,
-        lr=0.5,
-        steps=5,
-        samples=6,
-        generator=torch.Generator().manual_seed(7),
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+    settings = {"alpha": 3.0, "gamma": 2.0, "sigma": sigma, "lr": 0.5, "steps": 5, "samples": 6}
+    for generators in (torch.Generator().manual_seed(7), [torch.Generator().manual_seed(7)]):
+        ours = bottleneck_saliency(
+            network.head, a, target, statistics, generator=generators, multilabel=multilabel, **settings
+        )
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["sum", "channels last"])
+def test_a_head_may_return_its_gradient_in_any_layout(head):
+    """The gradient of a sum is one value with strides of 0."""
+
+    class Head(nn.Module):
+        def forward(self, features):
+            if head == "channels last":
+                features = features.contiguous(memory_format=torch.channels_last) * 0.1
+            score = features.sum((1, 2, 3))
+            return torch.stack([score, -score], dim=1)
+
+    features = torch.rand(3, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics, targets = FeatureStatistics().update(features), torch.tensor([0, 1, 0])
+    settings = {"alpha": 10.0, "steps": 3, "samples": 2}
+    together = bottleneck_saliency(Head(), features, targets, statistics, **settings)
+    alone = [
+        bottleneck_saliency(Head(), features[i : i + 1], targets[i : i + 1], statistics, **settings) for i in range(3)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_finds_the_only_cell_that_matters():

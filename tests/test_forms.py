@@ -78,7 +78,7 @@ def test_active_neurons_are_counted_over_the_training_images(forms):
 
 def test_inactive_neurons_contribute_nothing(forms, monkeypatch):
     """Without the third channel, the map is that of a network that has only the first two."""
-    monkeypatch.setattr(bottleneck, "draw", lambda sample, batch, generators: torch.zeros(batch, 1, 1, 1, 1))
+    monkeypatch.setattr(bottleneck, "_draw", lambda drawn, generators: drawn.zero_())
     images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     targets = torch.tensor([0, 1])
     head = _Flat(3 * 4 * 5)
@@ -103,20 +103,20 @@ def test_inactive_neurons_contribute_nothing(forms, monkeypatch):
 @pytest.mark.parametrize("name", ["resnet", "multilabel"])
 def test_the_map_before_the_last_step(forms, networks, images, targets, name, monkeypatch):
     """It is the information in the last pass of the loop, whose gradient the last step follows."""
-    network, passes, original = networks[name], [], bottleneck.kl_to_prior
+    network, passes, original = networks[name], [], bottleneck.kl_slope
 
     def record(*arguments):
-        passes.append(original(*arguments).detach())
+        passes.append(bottleneck.kl_to_prior(*arguments))
         return original(*arguments)
 
     ours, statistics = Bottleneck(steps=4, samples=3), statistics_of(network, images)
     generators = [[generator(0, "bottleneck", i) for i in range(3)] for _ in range(2)]
     with monkeypatch.context() as patches:
-        patches.setattr(bottleneck, "kl_to_prior", record)
+        patches.setattr(bottleneck, "kl_slope", record)
         last = ours(network, images, targets, generators[0], statistics=statistics)
     other = other_form(forms, "bottleneck_before_last_step", ours)
     found = other(network, images, targets, generators[1], statistics=statistics)
-    assert len(passes) == 5
+    assert len(passes) == 4
     assert torch.equal(found, upsample(passes[3].sum(1).clamp_min(0), images.shape[-2:]))
     assert not torch.equal(found, last)
 

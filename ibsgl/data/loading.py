@@ -6,10 +6,10 @@ Images of all shapes are resized to a square, as TorchRay does on VOC 2007. Boxe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,21 @@ from ibsgl.data.image_files import open_image
 from ibsgl.data.index import SPLITS, Index, mask_path
 from ibsgl.seals import seal_of
 
+T = TypeVar("T")
+
 _THREADS = 4
 # The pixels of a mask that belong to no class.
 _VOID = 255
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """``items``, the next of which is made in the background. An error is raised where its item would be."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield cast(T, item)
 
 
 def _open(root: Path, file: str | Path, sha256: str) -> Image.Image:
@@ -117,16 +129,8 @@ class ImageDataset:
         """(ids, :meth:`images`) for ``batch_size`` ids at a time, in order. The next batch is read in the background."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        chunks = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
-        if not chunks:
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.images, chunks[0])
-            for number, chunk in enumerate(chunks):
-                images = ahead.result()
-                if number + 1 < len(chunks):
-                    ahead = pool.submit(self.images, chunks[number + 1])
-                yield chunk, images
+        chunks = (list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size))
+        yield from ahead((chunk, self.images(chunk)) for chunk in chunks)
 
     def _boxes(self, boxes: list[list[int]], width: int, height: int) -> np.ndarray:
         region = np.zeros((self.size, self.size), dtype=bool)

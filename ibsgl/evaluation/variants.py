@@ -15,6 +15,7 @@ import torch
 
 from ibsgl.attribution.registry import Attribution
 from ibsgl.attribution.storage import Maps
+from ibsgl.data.loading import ahead
 from ibsgl.evaluation.classification import predictions
 from ibsgl.evaluation.deletion import deletion_curves
 from ibsgl.evaluation.scoring import CROSS_SCORED, image_logits, score_maps, target_probabilities
@@ -82,7 +83,7 @@ def measure_variants(
         FloatingPointError: a method returned a value that is not finite, or is negative.
     """
     _check(networks, methods, stored, reference)
-    readers = {variant: maps.batches(batch_size) for variant, maps in stored.items()}
+    readers = {variant: ahead(maps.batches(batch_size)) for variant, maps in stored.items()}
     scores, curves = [], []
     ids: list[str] = []
     logits: dict[str, list[torch.Tensor]] = {

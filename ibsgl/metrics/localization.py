@@ -50,7 +50,10 @@ def above_quantile(saliency: torch.Tensor, top: float) -> torch.Tensor:
     below = int(position)
     # torch.quantile takes at most 16 million elements, and a batch of photographs has more.
     low = flat.kthvalue(below + 1, dim=1, keepdim=True).values
-    high = flat.kthvalue(min(below + 2, flat.shape[1]), dim=1, keepdim=True).values
+    # The value of the next rank. A second search for a rank would take several times as long.
+    above = flat > low
+    following = flat.masked_fill(~above, torch.inf).amin(1, keepdim=True)
+    high = low.where(above.sum(1, keepdim=True) < max(1, flat.shape[1] - below - 1), following)
     return (flat > low + (high - low) * (position - below)).view_as(saliency)
 
 

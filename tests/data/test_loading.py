@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ibsgl.data.loading import ImageDataset
+from ibsgl.data.loading import ImageDataset, ahead
 from ibsgl.data.sources.voc import build_index
 
 
@@ -295,3 +295,33 @@ def test_bad_arguments(small_voc):
         load(small_voc, 0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         next(load(small_voc, 8).batches(["d"], 0))
+
+
+def test_one_item_is_made_ahead():
+    made, third = [], threading.Event()
+
+    def items():
+        for number in range(4):
+            made.append(number)
+            if number == 2:
+                third.set()
+            yield number
+
+    found = ahead(items())
+    assert next(found) == 0
+    assert next(found) == 1
+    assert third.wait(10)
+    assert made == [0, 1, 2]
+    assert list(found) == [2, 3]
+    assert list(ahead([])) == []
+
+
+def test_an_error_is_raised_where_its_item_would_be():
+    def items():
+        yield 1
+        raise ValueError("no second item")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(ValueError, match="no second item"):
+        next(found)

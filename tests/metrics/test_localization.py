@@ -89,6 +89,14 @@ def test_quantile_is_numpys():
         assert (above_quantile(saliency, top).numpy() == expected).all()
 
 
+@pytest.mark.parametrize(("side", "levels"), [(1, 2), (2, 1), (3, 2), (7, 3), (20, 50)])
+def test_quantile_is_numpys_on_maps_with_ties(side, levels):
+    saliency = torch.randint(0, levels, (8, side, side), generator=torch.Generator().manual_seed(side)) / 7
+    for top in (0.15, 0.2, 1 / 3, 0.5, 0.999, 0.001):
+        expected = np.stack([s > np.quantile(s, 1 - top) for s in saliency.double().numpy()])
+        assert (above_quantile(saliency, top).numpy() == expected).all()
+
+
 def test_constant_and_zero_maps():
     inside = region(7, 8, 9)
     for level in (0.0, 2.0):
