@@ -146,7 +146,7 @@ class Config(Settings):
     precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
-        "half the time and changes metrics by rounding (docs/precision.md). `auto`: `bfloat16` where the processor has it "
+        "half the time and changes metrics by rounding (docs/speed.md). `auto`: `bfloat16` where the processor has it "
         "natively; a run writes down what that was, in `results/<name>/passes.json`. All else is in float32",
     )
     compile: Compile = Field(

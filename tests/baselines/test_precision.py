@@ -3,7 +3,7 @@
 bf16 has 8 significant bits, so what a layer adds up is off by up to 1/256, and a probability by thousandths. RISE, Score-CAM
 and SISE weight hundreds of masks with such probabilities, and their errors do not lean one way. The gradients of Integrated
 Gradients and Extremal Perturbation are off by more, because a ReLU near zero can be on in one precision and off in the other.
-docs/precision.md has what trained networks and photographs give.
+docs/speed.md has what trained networks and photographs give.
 """
 
 import pytest
