@@ -92,7 +92,7 @@ def main(
             maps, seconds = {}, {}
             for precision in ("float32", "bfloat16"):
                 began = time.process_time()
-                with fast_passes(network, precision):
+                with fast_passes(network, (1, 3, data.size, data.size), precision):
                     batches = compute_maps(
                         network, data, pairs, {name: row}, seed=loaded.seed, batch_size=16, device=torch.device("cpu")
                     )

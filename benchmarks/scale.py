@@ -75,7 +75,7 @@ def forward_rate(
         seconds, _ = timed(lambda: forward_pass(network, images), device)
         return (stop - start) * (facts.flops.full.stem + facts.flops.full.head) / seconds
 
-    with fast_passes(network, precision):
+    with fast_passes(network, (1, 3, size, size), precision):
         return max(chunked(run, batch, batch, device))
 
 
@@ -229,7 +229,7 @@ def time_methods(
             method = attribution.row(key, settings.method_settings(key)).method
             context = {"statistics": statistics} if "statistics" in method.requires else {}
             arguments = (key, method, network, inputs, targets, context)
-            with fast_passes(network, precision):
+            with fast_passes(network, inputs.shape, precision):
                 seconds, peak, maps = time_method(*arguments)
             mixed = precision == "bfloat16" and hasattr(method, "cost") and method.cost(facts.features[0]).mixed
             agrees = None

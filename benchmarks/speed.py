@@ -221,9 +221,9 @@ class Bench:
         stack = ExitStack()
         if cost.mixed:
             masked = cost.image.stem > 0
-            shape = torch.Size((CHUNK, 3, self.size, self.size)) if self.compile and masked else None
+            shape, compile = (CHUNK, 3, self.size, self.size), self.compile and masked
             for each in {id(network): network, id(self.network): self.network}.values():
-                stack.enter_context(fast_passes(each, self.precision, fold=self.compile, compile_for=shape))
+                stack.enter_context(fast_passes(each, shape, self.precision, fold=self.compile, compile=compile))
         return stack
 
     def forward(self) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ibsgl.attribution.cost import cost_of, stage_channels
 from ibsgl.attribution.registry import Attribution, Row
@@ -64,24 +63,25 @@ def _saliency(
     return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
 
 
-def batch_to_compile(network: SplitNetwork, method: Row, size: int, pairs: pd.DataFrame) -> torch.Size | None:
-    """The shape (B,3,H,W) of the method's batches, if its forward passes for ``pairs`` are worth compiling; otherwise ``None``.
+def worth_compiling(network: SplitNetwork, method: Attribution, size: int, pairs: pd.DataFrame) -> bool:
+    """Whether the method's forward passes for ``pairs`` take longer than compiling them.
 
     It depends on numbers of passes only, and on no measured time, so that the same job is always compiled or never.
     """
+    # Imported here, because only some jobs need it.
+    from torch.utils.flop_counter import FlopCounterMode
+
     device = network.mean.device
     images = torch.zeros(1, 3, size, size, device=device)
     with evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = network.stem(images)
         network.head(features)
-    cost = cost_of(method.method, features.shape[1], stage_channels(network, size))
+    cost = cost_of(method, features.shape[1], stage_channels(network, size))
     if cost is None or not cost.mixed:
-        return None
+        return False
     # Gradients are not compiled: that is slower than folding batch norm alone.
     passes = (cost.pair.stem - cost.pair.stem_backward) * len(pairs) + cost.image.stem * pairs["image_id"].nunique()
-    if passes * counter.get_total_flops() < COMPILE_FROM.get(device.type, torch.inf):
-        return None
-    return torch.Size((getattr(method.method, "chunk", 1), 3, size, size))
+    return passes * counter.get_total_flops() >= COMPILE_FROM.get(device.type, torch.inf)
 
 
 def maps_of_batch(

@@ -139,10 +139,10 @@ class Row:
         """Those of the method."""
         return self.method.requires
 
-    def __call__(self, network: SplitNetwork, *args: Any, **context: Any) -> torch.Tensor:
+    def __call__(self, network: SplitNetwork, images: torch.Tensor, *args: Any, **context: Any) -> torch.Tensor:
         """The method's maps."""
-        with fast_passes(network, self.precision):
-            return self.method(network, *args, **context)
+        with fast_passes(network, images.shape, self.precision):
+            return self.method(network, images, *args, **context)
 
 
 def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32") -> Row:

@@ -61,7 +61,7 @@ def maps(
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
     from ibsgl.data.index import shard
-    from ibsgl.maps import batch_to_compile, compute_maps
+    from ibsgl.maps import compute_maps, worth_compiling
     from ibsgl.networks import fast_passes
     from ibsgl.seals import sealed
 
@@ -70,11 +70,11 @@ def maps(
     images = dataset(index_file, root, step.network.image_size)
     network = step.network.build(len(images.index.class_names), weights).to(device)
     pairs = shard(images.pairs("test"), shard_number, step.shards)
-    fold, shape = step.compile == "auto", None
-    if fold:
-        (method,) = methods.values()
-        shape = batch_to_compile(network, method, images.size, pairs)
-    with fast_passes(network, step.precision, fold=fold, compile_for=shape) as passes, sealed(out) as temporary:
+    # A compiled method is alone in its job.
+    method, fold = next(iter(methods.values())).method, step.compile == "auto"
+    compile = fold and worth_compiling(network, method, images.size, pairs)
+    shape = (getattr(method, "chunk", 1), 3, images.size, images.size)
+    with fast_passes(network, shape, step.precision, fold=fold, compile=compile) as passes, sealed(out) as temporary:
         batches = compute_maps(
             network,
             images,

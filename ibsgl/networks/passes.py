@@ -11,7 +11,7 @@ import copy
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class FastPasses:
     Attributes:
         precision: of convolutions and linear layers.
         folded: whether batch norm is folded into the convolutions before it.
-        compiled: whether forward passes of batches of the announced size are compiled.
+        compiled: whether forward passes of batches of the announced shape are compiled.
     """
 
     precision: Precision = "float32"
@@ -70,10 +70,11 @@ _CURRENT: ContextVar[tuple[FastPasses, ...]] = ContextVar("_CURRENT", default=()
 @contextmanager
 def fast_passes(
     network: SplitNetwork,
+    shape: Sequence[int],
     precision: Precision = "float32",
     *,
     fold: bool = False,
-    compile_for: torch.Size | None = None,
+    compile: bool = False,
 ) -> Iterator[FastPasses]:
     """Inside this block, :func:`forward_pass` and :func:`input_gradient` of ``network`` are faster.
 
@@ -81,18 +82,18 @@ def fast_passes(
 
     Args:
         network: on its device.
+        shape: (B,3,H,W) of the images. Batches of this shape are compiled.
         precision: ``bfloat16``: convolutions and linear layers take bf16 and add up in float32.
         fold: fold batch norm into the convolutions before it, if torch can trace the network. In bf16 and if passes are
             compiled this is always done.
-        compile_for: the shape (B,3,H,W) of the batches whose forward passes are worth compiling. If compiling fails, one line
-            on stderr says so and the passes run uncompiled.
+        compile: compile forward passes. If that fails, one line on stderr says so and they run uncompiled.
     """
     if (outer := _prepared_for(network)) is not None:
         yield outer
         return
     prepared = FastPasses(_network=network, precision=precision)
-    if precision != "float32" or fold or compile_for is not None:
-        _prepare(prepared, network, compile_for)
+    if precision != "float32" or fold or compile:
+        _prepare(prepared, network, torch.Size(shape), compile)
     token = _CURRENT.set((*_CURRENT.get(), prepared))
     try:
         yield prepared
@@ -144,27 +145,25 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
 
 
-def _prepare(prepared: FastPasses, network: SplitNetwork, compile_for: torch.Size | None) -> None:
-    device = network.mean.device
-    shape = compile_for or torch.Size((2, 3, 64, 64))
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, compile: bool) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(network.mean.device)
     with evaluating(network), torch.no_grad():
-        expected = network(images)
-        made, prepared.folded = _folded(network, images, expected)
+        made, prepared.folded = _folded(network, images[:1])
         if prepared.precision == "bfloat16":
             for module in made.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     # Autocast would cast the weights again in every pass.
                     module.to(torch.bfloat16)
         prepared._copy = made.eval().requires_grad_(False)
-        if compile_for is not None:
-            prepared._shape = compile_for
+        if compile:
+            prepared._shape = shape
             prepared._compiled = _compiled(prepared, images)
             prepared.compiled = prepared._compiled is not None
 
 
-def _folded(network: SplitNetwork, images: torch.Tensor, expected: torch.Tensor) -> tuple[nn.Module, bool]:
+def _folded(network: SplitNetwork, images: torch.Tensor) -> tuple[nn.Module, bool]:
     """A copy of ``network`` with batch norm folded, and whether there is any. Networks that torch cannot trace are copied."""
+    expected = network(images)
     # Imported here, because only some jobs need it.
     from torch.fx.experimental.optimization import fuse
 

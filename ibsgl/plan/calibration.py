@@ -86,7 +86,7 @@ def _unit_costs(
         if precision != "float32":
             targets = torch.zeros(len(images), dtype=torch.int64)
             before = _whole(network, images, targets, device)
-            with fast_passes(network, precision):
+            with fast_passes(network, images.shape, precision):
                 after = _whole(network, images, targets, device)
             faster, faster_back = (now / then for now, then in zip(after, before, strict=True))
             mixed = Passes(

@@ -24,7 +24,7 @@ METHODS = {
     "score_cam": ({}, 0.02, 0.99, 0.02),
     # SISE's threshold is steep: a pixel near it moves by 25 times as much as its layer's map.
     "sise": ({}, 0.1, 0.99, 0.02),
-    "integrated_gradients": ({"steps": 20}, 0.3, 0.95, 0.05),
+    "integrated_gradients": ({"steps": 20}, 0.3, 0.9, 0.05),
     "extremal_perturbation": (
         {"iterations": 20, "lr": 0.2, "grid_spacing": 3, "sigma": 9.0, "weight": 3.0},
         0.1,

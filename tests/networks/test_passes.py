@@ -58,7 +58,7 @@ def test_without_a_block_the_passes_are_those_of_the_network(network, images, ta
 
 def test_a_block_in_float32_without_compiling_changes_no_bit(network, images, targets):
     expected = network(images), gradient_by_hand(network, images, targets)
-    with fast_passes(network) as passes, evaluating(network):
+    with fast_passes(network, SHAPE) as passes, evaluating(network):
         assert torch.equal(forward_pass(network, images), expected[0])
         assert torch.equal(input_gradient(network, images, targets), expected[1])
     assert passes.facts() == {"precision": "float32", "folded": False, "compiled": False}
@@ -67,7 +67,7 @@ def test_a_block_in_float32_without_compiling_changes_no_bit(network, images, ta
 def test_folding_changes_the_passes_by_rounding(network, images, targets, monkeypatch):
     network, images = network.double(), images.double()
     monkeypatch.setattr(torch, "rand", lambda shape, generator=None: images[: shape[0]].clone())
-    with fast_passes(network, fold=True) as passes, evaluating(network):
+    with fast_passes(network, SHAPE, fold=True) as passes, evaluating(network):
         logits, gradient = forward_pass(network, images), input_gradient(network, images, targets)
     assert passes.facts() == {"precision": "float32", "folded": True, "compiled": False}
     torch.testing.assert_close(logits, network(images), rtol=1e-12, atol=1e-12)
@@ -87,7 +87,7 @@ def test_bf16_rounds_products_and_adds_up_in_float32():
     features = rounded(nn.functional.conv2d(rounded(images), rounded(conv.weight), rounded(conv.bias)))
     pooled = rounded(features.mean((2, 3)))
     expected = rounded(nn.functional.linear(pooled, rounded(linear.weight), rounded(linear.bias)))
-    with fast_passes(network, "bfloat16"):
+    with fast_passes(network, SHAPE, "bfloat16"):
         logits = forward_pass(network, images)
     assert logits.dtype == torch.float32
     # A sum in another order can round to the next number of 8 bits.
@@ -98,7 +98,7 @@ def test_bf16_rounds_products_and_adds_up_in_float32():
 def test_the_network_itself_stays_as_it_is(precision, network, images, targets):
     network.train()
     before = copy.deepcopy(network.state_dict())
-    with fast_passes(network, precision, fold=True):
+    with fast_passes(network, SHAPE, precision, fold=True):
         input_gradient(network, images, targets)
     assert network.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
@@ -110,13 +110,13 @@ def test_the_network_itself_stays_as_it_is(precision, network, images, targets):
 def test_a_block_is_of_one_network(network, images):
     other = copy.deepcopy(network)
     expected = network(images)
-    with fast_passes(network, "bfloat16") as outer:
+    with fast_passes(network, SHAPE, "bfloat16") as outer:
         assert torch.equal(forward_pass(other, images), expected)
         assert not torch.equal(forward_pass(network, images), expected)
         # A block for the same network inside this one changes nothing.
-        with fast_passes(network) as inner:
+        with fast_passes(network, SHAPE) as inner:
             assert inner is outer
-        with fast_passes(other):
+        with fast_passes(other, SHAPE):
             assert torch.equal(forward_pass(other, images), expected)
         assert not torch.equal(forward_pass(network, images), expected)
     assert torch.equal(forward_pass(network, images), expected)
@@ -125,7 +125,7 @@ def test_a_block_is_of_one_network(network, images):
 def test_a_network_that_cannot_be_traced_runs_in_bf16_too(network, images):
     network.stem = nn.Sequential(network.stem, Untraceable())
     expected = network(images)
-    with fast_passes(network, "bfloat16") as passes:
+    with fast_passes(network, SHAPE, "bfloat16") as passes:
         logits = forward_pass(network, images)
     assert not passes.folded
     assert (logits - expected).abs().max() < 0.02 * (expected.max() - expected.min())
@@ -142,7 +142,7 @@ def test_a_trace_with_other_logits_is_not_used(network, images):
             return x * self.calls
 
     network.stem = nn.Sequential(network.stem, Counting())
-    with fast_passes(network, "bfloat16") as passes:
+    with fast_passes(network, SHAPE, "bfloat16") as passes:
         pass
     assert not passes.folded
 
@@ -152,7 +152,7 @@ def test_a_compiler_that_fails_is_one_line(network, images, monkeypatch, capsys)
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    with fast_passes(network, "bfloat16", compile_for=SHAPE) as passes:
+    with fast_passes(network, SHAPE, "bfloat16", compile=True) as passes:
         forward_pass(network, images)
     assert passes.facts() == {"precision": "bfloat16", "folded": True, "compiled": False}
     assert capsys.readouterr().err == "compile: the passes run uncompiled: RuntimeError: no compiler here\n"
@@ -161,7 +161,7 @@ def test_a_compiler_that_fails_is_one_line(network, images, monkeypatch, capsys)
 def test_a_compiled_network_with_other_logits_is_not_used(network, images, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: module(x) + 1)
     expected = network(images)
-    with fast_passes(network, compile_for=SHAPE) as passes:
+    with fast_passes(network, SHAPE, compile=True) as passes:
         torch.testing.assert_close(forward_pass(network, images), expected, rtol=1e-4, atol=1e-5)
     assert not passes.compiled
     assert "ArithmeticError: the compiled network has other logits" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_only_batches_of_the_announced_shape_are_compiled(network, images, monke
         return lambda x: (seen.append(len(x)), module(x))[1]
 
     monkeypatch.setattr(torch, "compile", compile_as)
-    with fast_passes(network, compile_for=SHAPE) as passes, evaluating(network):
+    with fast_passes(network, SHAPE, compile=True) as passes, evaluating(network):
         assert passes.compiled
         seen.clear()
         forward_pass(network, images)
@@ -187,9 +187,9 @@ def test_only_batches_of_the_announced_shape_are_compiled(network, images, monke
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_compiled_by_torch(precision, network, images, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    with fast_passes(network, precision) as plain:
+    with fast_passes(network, SHAPE, precision) as plain:
         expected = forward_pass(network, images)
-    with fast_passes(network, precision, compile_for=SHAPE) as passes:
+    with fast_passes(network, SHAPE, precision, compile=True) as passes:
         logits = forward_pass(network, images)
     assert passes.compiled
     assert not plain.compiled
@@ -214,7 +214,7 @@ def test_a_gradient_of_the_input_keeps_only_what_it_needs(network, images, targe
         return sum(tensor.numel() for tensor in stored.values())
 
     plain = kept()
-    with fast_passes(network, fold=True):
+    with fast_passes(network, SHAPE, fold=True):
         folded = kept()
     outputs = []
     hooks = [

@@ -62,8 +62,8 @@ def own_arithmetic(method, name, channels, side, pairs):
             "score_cam_probability": lambda: 2 * channels * side**2,
             # Gradients, weighted by the quadrature.
             "integrated_gradients": lambda: 2 * method.steps * 3 * pixels,
-            # λ blurred along both sides: in every step, its gradient too, and once at the end.
-            "bottleneck": lambda: (2 * method.steps + 1) * channels * 2 * 2 * side**3,
+            # λ blurred, by one matrix for small maps: in every step, its gradient too, and once at the end.
+            "bottleneck": lambda: (2 * method.steps + 1) * channels * 2 * side**4,
             # Each blurred level of the image, along both sides.
             "extremal_perturbation": lambda: len(method.areas) * (method.levels - 1) * 3 * 2 * 2 * SIZE**3,
         }.get(name, lambda: 0)()

@@ -41,7 +41,9 @@ def test_rows_of_other_libraries_are_rows_of_the_tables(dry_run, fork, tmp_path)
     text = (results / "tables" / "table1.md").read_text(encoding="utf-8")
     assert f"LRP is zennit {version('zennit')} (composite" in text
     # tests/configs/rows.yaml has bf16. Methods of other libraries and those of one pass do not run in it.
-    assert re.search(r"Passes: .*LRP.*: float32; RISE, RISE \(rise_16\): bfloat16 \(batch norm folded\)\. All else", text)
+    assert re.search(
+        r"Passes: .*LRP.*: float32; RISE, RISE \(rise_16\): bfloat16 \(batch norm folded\)\. All else", text
+    )
     maps = pq.read_schema(results / "resnet" / "0" / "pretrained" / "maps" / "occlusion" / "0.parquet")
     facts = json.loads(maps.metadata[b"ibsgl"])
     assert facts["settings"]["libraries"] == {"captum": version("captum")}
