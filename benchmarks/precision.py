@@ -105,7 +105,9 @@ def main(
                 spearmanr(a, b).statistic
                 for a, b in zip(maps["float32"].flatten(1), maps["bfloat16"].flatten(1), strict=True)
             ]
-            found = {metric: [100 * scores[p][metric].mean() for p in ("float32", "bfloat16")] for metric in METRICS}
+            found = {
+                metric: [100 * float(scores[p][metric].mean()) for p in ("float32", "bfloat16")] for metric in METRICS
+            }
             rows.append(
                 {
                     "model": model,
