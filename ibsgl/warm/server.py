@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -26,7 +27,7 @@ from ibsgl.warm import OFF, REFUSED, VARIABLE
 from ibsgl.warm.client import owner
 
 # Snakemake sets them for each job. The libraries read them once, when they are loaded.
-_THREADS = (
+THREADS = (
     *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     "VECLIB_MAXIMUM_THREADS",
 )
@@ -50,12 +51,22 @@ def start(threads: int) -> None:
     name = f"ibsgl-{secrets.token_hex(8)}"
     _process = subprocess.Popen(
         [sys.executable, "-c", "from ibsgl.warm.server import main; main()", name],
-        env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+        env=os.environ | dict.fromkeys(THREADS, str(threads)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     # Jobs that begin before the server is ready find no socket, and start by themselves.
     os.environ[VARIABLE] = name
+
+
+def is_ready() -> bool:
+    """Wait until the server of this run can start jobs; ``False`` if there is none."""
+    while _process is not None and _process.poll() is None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            if connection.connect_ex("\0" + os.environ[VARIABLE]) == 0:
+                return True
+        time.sleep(0.02)
+    return False
 
 
 def measured(timer: type[Any]) -> None:
