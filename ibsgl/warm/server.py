@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,8 +58,8 @@ def start(threads: int) -> None:
     os.environ[VARIABLE] = name
 
 
-def is_ready() -> bool:
-    """Wait until the server of this run can start jobs; ``False`` if there is none."""
+def wait_until_ready() -> bool:
+    """Whether there is a server, as soon as it can start jobs."""
     while _process is not None and _process.poll() is None:
         with socket.socket(socket.AF_UNIX) as connection:
             if connection.connect_ex("\0" + os.environ[VARIABLE]) == 0:
@@ -77,8 +76,10 @@ def measured(timer: type[Any]) -> None:
         def children(self, recursive: bool = False) -> list[psutil.Process]:
             found = super().children(recursive)
             names = {_name(process.pid) for process in (self, *found)}
-            copies = psutil.Process(_process.pid).children() if _process and _process.poll() is None else []
-            return [*found, *(copy for copy in copies if copy.name() in names)]
+            for copy in psutil.Process(_process.pid).children() if _process and _process.poll() is None else ():
+                with suppress(psutil.NoSuchProcess):
+                    found += [copy] if copy.name() in names else []
+            return found
 
     begin = timer.__init__
 
@@ -116,6 +117,9 @@ def serve(name: str, run: int, environment: Mapping[str, str]) -> NoReturn:
         run: pidfd of the run's process.
         environment: what this process was started with. A job with another one is refused.
     """
+    # Windows has none.
+    from multiprocessing.context import ForkProcess
+
     own = os.pidfd_open(os.getpid())
     jobs: dict[int, tuple[ForkProcess, socket.socket]] = {}
     with socket.socket(socket.AF_UNIX) as listener:
