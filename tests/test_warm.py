@@ -11,6 +11,7 @@ import pytest
 
 from ibsgl import lifetime
 from ibsgl.warm import OFF, VARIABLE
+from ibsgl.warm import server as server_module
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="only Linux can wait for another process like this"
@@ -54,7 +55,7 @@ class Server:
     def __init__(self, name):
         self.name, self.run = name, subprocess.Popen(["sleep", "100"])
         self.environment = {**os.environ, lifetime.VARIABLE: str(self.run.pid), VARIABLE: name}
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, name], env=self.environment)
+        self.process = subprocess.Popen([sys.executable, "-P", "-c", SERVER, name], env=self.environment)
         assert wait_until(lambda: listens(name))
 
     def start(self, code, variables=(), **options):
@@ -181,6 +182,32 @@ def test_a_command_imports_nothing_slow_before_it_is_served(shared):
         [sys.executable, "-c", client, SERVED], env=shared.environment, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("served\n", "[]\n")
+
+
+@pytest.mark.slow
+def test_a_step_started_by_the_server_says_what_it_says_by_itself(monkeypatch, tmp_path):
+    run = subprocess.Popen(["sleep", "100"])
+    monkeypatch.chdir(tmp_path)
+    # A file of a user that has the name of a library's module.
+    (tmp_path / "profile.py").write_text("raise SystemExit('wrong module')")
+    monkeypatch.setenv(lifetime.VARIABLE, str(run.pid))
+    monkeypatch.setenv(VARIABLE, "")
+    for variable in server_module.THREADS:
+        monkeypatch.setenv(variable, "1")
+    server_module.start(1)
+    try:
+        assert server_module.wait_until_ready()
+        command = [Path(sys.executable).with_name("ibsgl"), "index", "--root", "r", "--out", "o", "--settings", "{}"]
+        done = [
+            subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+            for variables in ({}, {VARIABLE: OFF})
+        ]
+        assert (done[0].returncode, done[0].stderr) == (done[1].returncode, done[1].stderr)
+        assert "Invalid value for --settings" in done[0].stderr
+    finally:
+        run.kill()
+        run.wait()
+    assert server_module._process.wait(timeout=20) == 0
 
 
 @pytest.mark.slow

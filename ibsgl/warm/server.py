@@ -49,7 +49,8 @@ def start(threads: int) -> None:
     global _process
     name = f"ibsgl-{secrets.token_hex(8)}"
     _process = subprocess.Popen(
-        [sys.executable, "-c", "from ibsgl.warm.server import main; main()", name],
+        # -P: as for the command, the folder of the run is no place of modules.
+        [sys.executable, "-P", "-c", "from ibsgl.warm.server import main; main()", name],
         env=os.environ | dict.fromkeys(THREADS, str(threads)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
