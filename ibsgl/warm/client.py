@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import sys
 
 from ibsgl.warm import OFF, REFUSED, VARIABLE
@@ -18,8 +21,6 @@ def main() -> None:
         return run()
     if status < 0:
         # The job was killed by a signal. Whoever waits for this process must see the same.
-        import signal
-
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
@@ -31,9 +32,6 @@ def ask(name: str) -> int | None:
 
     ``None``: there is no such server, or it has refused. Then nothing has run.
     """
-    import json
-    import socket
-
     request = {
         "process": os.getpid(),
         "executable": sys.executable,
@@ -63,8 +61,6 @@ def ask(name: str) -> int | None:
     return None if answer == REFUSED else int(answer)
 
 
-def owner(connection) -> int:  # type: ignore[no-untyped-def]  # Its module is imported when it is needed.
+def owner(connection: socket.socket) -> int:
     """The user of the process at the other end. Everybody on this machine can open such a socket."""
-    import socket
-
     return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
