@@ -2,6 +2,7 @@
 # `snakemake --cores all` makes everything, `snakemake table3` one table. `snakemake --list-rules` lists the targets.
 import os
 import sys
+from snakemake.benchmark import BenchmarkTimer
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -89,6 +90,10 @@ onstart:
         logger.addHandler(
             TimeLeft(workflow.dag, logger, workflow.cores, limit, CONFIG.threads)
         )
+        # It takes as long as two jobs need to start by themselves. GPUs cannot be used in a copy of a process that has used one.
+        if not gpus() and len(list(workflow.dag.needrun_jobs())) > 4:
+            warm.start(min(CONFIG.threads, workflow.cores))
+            warm.measured(BenchmarkTimer)
     TRACKER.start()
 
 

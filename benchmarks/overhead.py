@@ -2,7 +2,8 @@
 
 Run ``uv run python benchmarks/overhead.py`` after ``snakemake``. The cores' time, from the start of the first job to the end of
 the last, has three parts: cores without a job, starting jobs, and work. The times of the jobs are in Snakemake's benchmark
-files. To start a job is to start Python and import modules such as torch. That is measured here, with one process per core.
+files. How long a job takes to start is measured here, with one process per core, as the run has started its jobs: by the server
+of ``ibsgl.warm`` or, with ``IBSGL_WARM=off``, each by itself.
 """
 
 import os
@@ -17,27 +18,32 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ibsgl import lifetime
+from ibsgl.warm import server
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-# The modules that a job imports before its work begins, by rule. The jobs of all other rules import OTHER_MODULES.
-MODULES = {
-    "tables": "ibsgl.config.steps, ibsgl.reporting.tables, ibsgl.reporting.formats",
-    "claims": "ibsgl.config.steps, ibsgl.reporting.claims",
-    "index": "ibsgl.config.steps, ibsgl.data.sources.voc",
-}
-OTHER_MODULES = "ibsgl.config.steps, ibsgl.evaluation.variants, ibsgl.data.loading"
+# A job up to where its work begins: it reads its settings when it has imported everything, and these are no settings.
+JOB = "ibsgl evaluate --model m --index i --root r --weights v/w --statistics s --bottleneck b --out o --settings {}"
 
 
-def start_seconds(modules: str, cores: int) -> float:
-    """Seconds to start a job: the mean over ``cores`` parallel processes that import ``modules``, in a second round."""
+def start_seconds(cores: int) -> tuple[float, float]:
+    """Seconds to start the server, and to start one job: the mean over ``cores`` parallel jobs, in a second round."""
     # As the workflow's jobs, with bytecode from the round before.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", f"import ibsgl.cli, {modules}"]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.update(dict.fromkeys(server.THREADS, "1"), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    os.environ[lifetime.VARIABLE] = str(os.getpid())
+    began, server_seconds = time.perf_counter(), 0.0
+    server.start(1)
+    if server.wait_until_ready():
+        server_seconds = time.perf_counter() - began
     for _ in range(2):
         began = time.perf_counter()
-        jobs = [subprocess.Popen(command, env=environment) for _ in range(cores)]
-        ended = [(job.wait(), time.perf_counter() - began)[1] for job in jobs]
-    return sum(ended) / len(ended)
+        jobs = [subprocess.Popen(JOB.split(), stderr=subprocess.PIPE, text=True) for _ in range(cores)]
+        ended = [(job.communicate()[1], time.perf_counter() - began) for job in jobs]
+        if wrong := [said for said, _ in ended if "Invalid value for --settings" not in said]:
+            raise RuntimeError(f"a job did not come to its settings: {wrong[0]}")
+    return server_seconds, sum(seconds for _, seconds in ended) / len(ended)
 
 
 def read_jobs(results: Path) -> pd.DataFrame:
@@ -50,11 +56,6 @@ def read_jobs(results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "start", "end"])
 
 
-def modules_of(name: str) -> str:
-    """The modules that the job ``name`` imports."""
-    return next((modules for rule, modules in MODULES.items() if name.startswith(rule)), OTHER_MODULES)
-
-
 @app.command()
 def main(
     results: Annotated[Path, typer.Argument(help="Results folder of one uninterrupted run.")] = Path("results/shapes"),
@@ -64,13 +65,13 @@ def main(
     jobs = read_jobs(results)
     if jobs.empty:
         raise typer.BadParameter(f"{results}/benchmarks has no jobs; run snakemake first", param_hint="RESULTS")
-    imported = jobs["name"].map(modules_of)
-    start = imported.map({modules: start_seconds(modules, cores) for modules in imported.unique()})
+    of_server, of_job = start_seconds(cores)
     seconds = jobs["end"] - jobs["start"]
     whole = cores * (jobs["end"].max() - jobs["start"].min())
-    starting = start.clip(upper=seconds).sum()
+    starting = of_server + seconds.clip(upper=of_job).sum()
     console = Console()
     console.print(f"{results}: {len(jobs)} jobs, {whole / cores:.0f} s on {cores} cores", soft_wrap=True)
+    console.print(f"starting takes {of_job:.2f} s for a job, and {of_server:.1f} s for the server", soft_wrap=True)
     table = Table(box=None)
     for heading in ("", "core-seconds", "share"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -26,9 +26,15 @@ def end_with_run() -> None:
     except (OSError, OverflowError):
         return
 
+    end_with(run, "the run that started this job was killed")
+
+
+def end_with(file: int, reason: str) -> None:
+    """End this process as soon as the file with this number can be read: a process has ended, or a connection was closed."""
+
     def wait() -> None:
-        select.select([run], [], [])
-        _end("the run that started this job was killed")
+        select.select([file], [], [])
+        _end(reason)
 
     threading.Thread(target=wait, daemon=True).start()
 

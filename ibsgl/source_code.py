@@ -95,13 +95,21 @@ def _below(module: str) -> list[str]:
 
 def _imports(module: str, file: str) -> Iterable[str]:
     """The modules that ``file`` imports, as absolute names."""
+    return _resolve(module, file, _parsed(file))
+
+
+@cache
+def _resolve(module: str, file: str, code: _Code) -> list[str]:
+    """The names of :func:`_imports`. After an edit ``code`` is another object, and they are looked up again."""
+    found = []
     package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
-    for level, base, name in _parsed(file).imports:
+    for level, base, name in code.imports:
         if level:
             above = package.split(".")[: len(package.split(".")) - level + 1]
             base = ".".join([*above, *([base] if base else [])])
         # ``from package import name``: a module of the package, or something that its __init__ defines.
-        yield f"{base}.{name}" if name and _file(f"{base}.{name}") else base
+        found.append(f"{base}.{name}" if name and _file(f"{base}.{name}") else base)
+    return found
 
 
 class _Code:

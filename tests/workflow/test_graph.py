@@ -193,6 +193,14 @@ def test_tables_and_figures_are_there_and_parse(killed_and_restarted):
         assert figure.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_snakemake_measures_the_process_that_does_the_work(killed_and_restarted):
+    """torch alone takes more than 100 MB; the command that waits for a copy of the server takes 15."""
+    file = killed_and_restarted / "results" / "minimal" / "benchmarks" / "resnet" / "0" / "evaluation" / "0.tsv"
+    measured = pd.read_csv(file, sep="\t").iloc[0]
+    assert measured["max_rss"] > 100
+    assert measured["cpu_time"] > 0.2
+
+
 def test_mlflow_has_a_parent_per_invocation_and_every_result_once(killed_and_restarted):
     from mlflow import MlflowClient
 

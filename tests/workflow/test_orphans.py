@@ -44,7 +44,7 @@ def test_jobs_end_when_only_snakemake_is_killed(tmp_path):
     finally:
         run.kill()
         run.wait()
-    jobs = "ibsgl data", "ibsgl index", "ibsgl classifier"
+    jobs = "ibsgl data", "ibsgl index", "ibsgl classifier", "ibsgl.warm"
     ended = wait_until(lambda: not any(job in each for job in jobs for each in commands_in(folder)), 20)
     left = commands_in(folder)
     subprocess.run(["pkill", "-f", "ibsgl classifier --model resnet .*10000"], check=False)

@@ -20,6 +20,7 @@ from ibsgl.provenance import folder_digest
 from ibsgl.redaction import redacted
 from ibsgl.tracking import Tracker
 from ibsgl.training.variants import PRETRAINED
+from ibsgl.warm import server as warm
 
 try:
     # Snakemake has read them already, and would take the last of two equal keys.
