@@ -76,6 +76,7 @@ def maps(
         batch_size=batch_size,
         device=device,
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
+        coarse=True,
     )
     with sealed(out) as temporary:
         write_maps(temporary, batches, methods, images.size, step.to_dict())
