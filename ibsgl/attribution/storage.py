@@ -1,8 +1,8 @@
 """Saliency maps on disk: one Parquet file per method and shard of the test pairs.
 
 Nothing is lost. If a method has ``coarse`` (:class:`ibsgl.attribution.Attribution`), its small maps are stored, and resized
-when they are read. The bits of the float32 numbers are taken as integers, and the differences between neighbours are stored.
-Where a map is smooth they are small numbers, which compress well.
+when they are read. The bits of the float32 numbers are taken as integers, and their second differences are stored. Where a map
+is smooth they are small numbers, which compress well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from ibsgl.files import named
 from ibsgl.networks.split import upsample
 
 _IDENTITY = {"image_id": pa.string(), "target": pa.int64()}
+# Along which differences are taken, one after the other.
+_AXES = (1, 2, 1, 2)
 _CPU = torch.device("cpu")
 # So that the product of two fits into Arrow's 32 bits.
 _Side: TypeAlias = Annotated[int, Field(ge=1, le=2**15)]
@@ -98,11 +100,11 @@ def write_maps(
 def _differences(maps: np.ndarray) -> np.ndarray:
     """Maps (B,h,w) float32 → (B,h,w) uint32, their bits as differences; :func:`_undo` is the reverse.
 
-    Differences are taken along both axes, modulo 2³². The sign is moved to the lowest bit, so that small differences of both
-    signs have zeros in their upper bytes.
+    Second differences are taken along both axes, modulo 2³². They are small where a map is a sum of linear pieces, as RISE's
+    is. The sign is moved to the lowest bit, so that small differences of both signs have zeros in their upper bytes.
     """
     bits = np.ascontiguousarray(maps, np.float32).view(np.uint32)
-    for axis in (1, 2):
+    for axis in _AXES:
         bits = np.diff(bits, axis=axis, prepend=np.zeros_like(bits.take([0], axis)))
     return (bits << 1) ^ -(bits >> 31)
 
@@ -110,7 +112,7 @@ def _differences(maps: np.ndarray) -> np.ndarray:
 def _undo(differences: np.ndarray) -> np.ndarray:
     """(B,h,w) uint32 of :func:`_differences` → maps (B,h,w) float32."""
     bits = (differences >> 1) ^ -(differences & 1)
-    for axis in (1, 2):
+    for axis in _AXES:
         bits = bits.cumsum(axis, dtype=np.uint32)
     return bits.view(np.float32)
 

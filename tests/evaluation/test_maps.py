@@ -229,15 +229,14 @@ def test_differences_are_those_of_a_slow_loop_and_can_be_undone():
     bits = np.random.default_rng(0).integers(0, 2**32, (2, 3, 5), dtype=np.uint32)
     # The smallest and largest numbers, and a not-a-number.
     bits[0, 0] = [0, 1, 2**31, 2**32 - 1, 0x7FC00001]
+    # (1, −2, 1) along both axes, with zeros beyond the border.
+    weights = {(dy, dx): (1, -2, 1)[dy] * (1, -2, 1)[dx] for dy in range(3) for dx in range(3)}
     expected = np.zeros_like(bits)
-    for place in np.ndindex(bits.shape):
-        number, y, x = place
-        above, left, corner = (
-            int(bits[number, y - dy, x - dx]) if y >= dy and x >= dx else 0 for dy, dx in ((1, 0), (0, 1), (1, 1))
-        )
-        difference = (int(bits[place]) - above - left + corner) % 2**32
+    for number, y, x in np.ndindex(bits.shape):
+        inside = ((dy, dx) for dy, dx in weights if dy <= y and dx <= x)
+        difference = sum(weights[dy, dx] * int(bits[number, y - dy, x - dx]) for dy, dx in inside) % 2**32
         # 0, −1, 1, −2, … become 0, 1, 2, 3, …
-        expected[place] = 2 * difference if difference < 2**31 else 2 * (2**32 - difference) - 1
+        expected[number, y, x] = 2 * difference if difference < 2**31 else 2 * (2**32 - difference) - 1
     found = _differences(bits.view(np.float32))
     assert (found == expected).all()
     assert (_undo(found).view(np.uint32) == bits).all()
