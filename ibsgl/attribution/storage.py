@@ -1,8 +1,8 @@
 """Saliency maps on disk: one Parquet file per method and shard of the test pairs.
 
 Nothing is lost. If a method has ``coarse`` (:class:`ibsgl.attribution.Attribution`), its small maps are stored, and resized
-when they are read. The bits of the float32 numbers are taken as integers, and their second differences are stored. Where a map
-is smooth they are small numbers, which compress well.
+when they are read. The bits of the float32 numbers are taken as integers. Where maps are smooth, their second differences are
+stored: they are small numbers, which compress well.
 """
 
 from __future__ import annotations
@@ -33,11 +33,20 @@ _Side: TypeAlias = Annotated[int, Field(ge=1, le=2**15)]
 
 
 class _Facts(BaseModel):
-    """The metadata of a file: the methods' labels, the side of a finished map, the sides of the stored ones, and settings."""
+    """The metadata of a file.
+
+    Attributes:
+        labels: by method, its label.
+        size: side of a finished map.
+        sides: by method, height and width of a stored map.
+        differences: the methods whose maps are stored as differences.
+        settings: of the step that computed the maps.
+    """
 
     labels: dict[str, str]
     size: _Side
     sides: dict[str, tuple[_Side, _Side]]
+    differences: list[str]
     settings: dict[str, Any]
 
     def arrow_schema(self) -> pa.Schema:
@@ -77,7 +86,9 @@ def write_maps(
     first = next(batches, None)
     sides = {name: (size, size) if first is None else tuple(first[1][name].shape[1:]) for name in methods}
     labels = {name: method.label for name, method in methods.items()}
-    schema = _Facts(labels=labels, size=size, sides=sides, settings=dict(settings)).arrow_schema()
+    differences = [name for name in methods if first is not None and _shrinks(first[1][name].numpy())]
+    facts = _Facts(labels=labels, size=size, sides=sides, differences=differences, settings=dict(settings))
+    schema = facts.arrow_schema()
     kinds = {name: schema.field(name).type for name in methods}
     leaves = [f"{name}.list.element" for name in methods]
     with pq.ParquetWriter(
@@ -91,10 +102,26 @@ def write_maps(
         for rows, maps in chain([] if first is None else [first], batches):
             columns = [pa.array(rows[key].to_numpy(), kind) for key, kind in _IDENTITY.items()]
             columns += [
-                pa.FixedSizeListArray.from_arrays(_differences(maps[name].numpy()).ravel(), type=kind)
+                pa.FixedSizeListArray.from_arrays(
+                    (_differences if name in differences else _bits)(maps[name].numpy()).ravel(), type=kind
+                )
                 for name, kind in kinds.items()
             ]
             writer.write_table(pa.table(columns, schema=schema))
+
+
+def _bits(maps: np.ndarray) -> np.ndarray:
+    """Maps (B,h,w) float32 → their bits (B,h,w) uint32."""
+    return np.ascontiguousarray(maps, np.float32).view(np.uint32)
+
+
+def _shrinks(maps: np.ndarray) -> bool:
+    """Whether the differences of maps (B,h,w) compress better than the bits. Those of a rough map do not."""
+    plain, differences = (
+        pa.compress(np.ascontiguousarray(form(maps).ravel().view(np.uint8).reshape(-1, 4).T), "zstd").size
+        for form in (_bits, _differences)
+    )
+    return differences < plain
 
 
 def _differences(maps: np.ndarray) -> np.ndarray:
@@ -103,7 +130,7 @@ def _differences(maps: np.ndarray) -> np.ndarray:
     Second differences are taken along both axes, modulo 2³². They are small where a map is a sum of linear pieces, as RISE's
     is. The sign is moved to the lowest bit, so that small differences of both signs have zeros in their upper bytes.
     """
-    bits = np.ascontiguousarray(maps, np.float32).view(np.uint32)
+    bits = _bits(maps)
     for axis in _AXES:
         bits = np.diff(bits, axis=axis, prepend=np.zeros_like(bits.take([0], axis)))
     return (bits << 1) ^ -(bits >> 31)
@@ -131,8 +158,9 @@ def _read(
         for part in file.iter_batches(batch_size, columns=list(names)):
             maps = {}
             for name, column in zip(part.schema.names, part.columns, strict=True):
-                stored = torch.from_numpy(_undo(column.flatten().to_numpy().reshape(-1, *facts.sides[name])))
-                saliency = stored.to(device)
+                bits = column.flatten().to_numpy().reshape(-1, *facts.sides[name])
+                values = _undo(bits) if name in facts.differences else bits.view(np.float32).copy()
+                saliency = torch.from_numpy(values).to(device)
                 maps[name] = saliency if saliency.shape[1:] == size else upsample(saliency, size)
             rows += part.num_rows
             yield maps

@@ -170,7 +170,7 @@ def test_memory_that_runs_out_late_changes_no_draw(data, network, name, monkeypa
 def test_a_file_that_has_fewer_maps_than_rows_is_named():
     """Arrow reads nothing from some damaged files, and says nothing."""
     file = SimpleNamespace(iter_batches=lambda *_, **__: iter(()), metadata=SimpleNamespace(num_rows=2))
-    facts = SimpleNamespace(size=32)
+    facts = SimpleNamespace(size=32, differences=[])
     with pytest.raises(ValueError, match=r"^a/0\.parquet has 0 maps for 2 pairs; delete it and run again$"):
         list(_read(file, Path("a/0.parquet"), facts, ["rise"], 1, CPU))
 
@@ -213,8 +213,8 @@ def test_small_maps_are_stored_small(data, network, tmp_path):
     own = 120 * len(groups)
     assert 0 <= sum(column.total_uncompressed_size for column in small) - 9 * 2 * 2 * 4 <= own
     assert 0 <= sum(column.total_uncompressed_size for column in large) - 9 * 32 * 32 * 4 <= own
-    # Noise does not shrink, but hardly grows.
-    assert sum(column.total_compressed_size for column in large) <= 9 * 32 * 32 * 4 + own
+    # Noise in [0,1) has few exponents, so three of its four bytes do not shrink. As differences none would.
+    assert 0.7 < sum(column.total_compressed_size for column in large) / (9 * 32 * 32 * 4) < 0.9
 
 
 def test_a_smooth_map_takes_a_part_of_its_bytes(tmp_path, stored):
