@@ -35,6 +35,12 @@ class GradCAM:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the logit. ``generator`` is not used."""
+        return upsample(self.coarse(network, images, targets), images.shape[-2:])
+
+    def coarse(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """The maps (B,h,w) at the size of A, before they are resized."""
         features, gradient = features_and_gradient(network, images, targets)
         weights = gradient.mean((2, 3), keepdim=True)
-        return upsample((weights * features).sum(1).relu(), images.shape[-2:])
+        return (weights * features).sum(1).relu()

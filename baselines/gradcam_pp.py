@@ -42,8 +42,14 @@ class GradCAMPlusPlus:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0. ``generator`` is not used."""
+        return upsample(self.coarse(network, images, targets), images.shape[-2:])
+
+    def coarse(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """The maps (B,h,w) at the size of A, before they are resized."""
         features, gradient = features_and_gradient(network, images, targets)
         denominator = 2 + gradient * features.sum((2, 3), keepdim=True)
         counted = (gradient > 0) & (denominator != 0)
         weights = torch.where(counted, gradient / denominator, 0).sum((2, 3), keepdim=True)
-        return upsample((weights * features).sum(1).relu(), images.shape[-2:])
+        return (weights * features).sum(1).relu()

@@ -59,6 +59,12 @@ class ScoreCAM:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """Images (B,3,H,W) and targets (B,) → (B,H,W) ≥ 0 in units of the features. ``generator`` is not used."""
+        return upsample(self.coarse(network, images, targets), images.shape[-2:])
+
+    def coarse(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """The maps (B,h,w) at the size of A, before they are resized."""
         check_batch(images, targets)
         groups = same_image_groups(images)
         first = groups.diff(prepend=groups.new_full((1,), -1)).bool()
@@ -71,8 +77,7 @@ class ScoreCAM:
                 weights = scores
             else:
                 weights = scores.softmax(1)
-            maps = torch.einsum("bc,bchw->bhw", weights, features[groups]).relu()
-            return upsample(maps, images.shape[-2:])
+            return torch.einsum("bc,bchw->bhw", weights, features[groups]).relu()
 
     def _scores(
         self,

@@ -343,9 +343,21 @@ class Bottleneck(Settings):
         statistics: FeatureStatistics,
     ) -> torch.Tensor:
         """(B,H,W) in nats per cell of the feature map, ≥ 0."""
+        maps = self.coarse(network, images, targets, generator, statistics=statistics)
+        return upsample(maps, images.shape[-2:])
+
+    def coarse(
+        self,
+        network: SplitNetwork,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        generator: Generators = None,
+        *,
+        statistics: FeatureStatistics,
+    ) -> torch.Tensor:
+        """L^ib (B,h,w) at the size of the feature map, from images."""
         check_batch(images, targets)
         with evaluating(network):
             with torch.no_grad():
                 features = network.stem(images)
-            saliency = self.feature_saliency(network, features, targets, statistics, generator)
-        return upsample(saliency, images.shape[-2:])
+            return self.feature_saliency(network, features, targets, statistics, generator)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ibsgl.attribution.cost import cost_of, stage_channels
-from ibsgl.attribution.registry import Attribution, Row
+from ibsgl.attribution.registry import Attribution, Row, stored_form
 from ibsgl.inference import pair_batches
 from ibsgl.networks.chunks import chunked
 from ibsgl.networks.gradients import shared_gradient
@@ -38,8 +38,10 @@ def _saliency(
     targets: torch.Tensor,
     seed: int,
     statistics: FeatureStatistics | None,
+    coarse: bool,
 ) -> torch.Tensor:
     """The method's maps (B,H,W) float32 of one batch, in smaller batches if the memory is too small."""
+    explain = stored_form(method) if coarse else method
 
     # Rows of one method start from the same draws, whatever they are called.
     drawn_as = method.use if isinstance(method, Row) else name
@@ -58,7 +60,7 @@ def _saliency(
         # For a whole batch pass the tensors themselves, not views: methods that get the same tensors share one pass.
         whole = stop - start == len(rows)
         some_images, some_targets = (images, targets) if whole else (images[part], targets[part])
-        return method(network, some_images, some_targets, generators, **context).float()
+        return explain(network, some_images, some_targets, generators, **context).float()
 
     return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
 
@@ -94,6 +96,7 @@ def maps_of_batch(
     *,
     seed: int,
     statistics: FeatureStatistics | None = None,
+    coarse: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The maps of several methods for one batch of pairs. Methods that need the gradient share one pass.
 
@@ -106,6 +109,7 @@ def maps_of_batch(
         methods: by name.
         seed: root seed. Random draws are seeded by (seed, registered name of the method, image id).
         statistics: of the network's features, for methods that require them.
+        coarse: whether methods that compute small maps return these, (B,h,w), as they are stored. See ``Attribution.coarse``.
 
     Returns:
         by method, saliency (B,H,W) float32 on the device of ``images``.
@@ -116,7 +120,7 @@ def maps_of_batch(
     maps = {}
     with shared_gradient():
         for name, method in methods.items():
-            saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics)
+            saliency = _saliency(method, name, network, data, rows, images, targets, seed, statistics, coarse)
             bad = ~(saliency.isfinite() & (saliency >= 0)).flatten(1).all(1)
             if bad.any():
                 row = rows.iloc[int(bad.nonzero()[0])]
@@ -137,6 +141,7 @@ def compute_maps(
     batch_size: int,
     device: torch.device,
     statistics: FeatureStatistics | None = None,
+    coarse: bool = False,
 ) -> Iterator[tuple[pd.DataFrame, dict[str, torch.Tensor]]]:
     """The maps of several methods, one batch of pairs at a time.
 
@@ -149,6 +154,7 @@ def compute_maps(
         batch_size: pairs per batch.
         device: where the maps are computed.
         statistics: of the network's features, for methods that require them.
+        coarse: see :func:`maps_of_batch`.
 
     Yields:
         (rows, {name: saliency (B,H,W) float32 on the CPU}) for consecutive rows of ``pairs``.
@@ -157,5 +163,7 @@ def compute_maps(
         FloatingPointError: a method returned a value that is not finite, or is negative.
     """
     for rows, images, targets in pair_batches(data, pairs, batch_size, device, ", ".join(methods)):
-        maps = maps_of_batch(network, data, rows, images, targets, methods, seed=seed, statistics=statistics)
+        maps = maps_of_batch(
+            network, data, rows, images, targets, methods, seed=seed, statistics=statistics, coarse=coarse
+        )
         yield rows, {name: saliency.cpu() for name, saliency in maps.items()}

@@ -64,5 +64,10 @@ class Gradient:
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
     ) -> torch.Tensor:
         """(B,H,W) in units of the logit, ≥ 0."""
-        features, gradient = features_and_gradient(network, images, targets)
-        return upsample(_rectified_sum(features, gradient), images.shape[-2:])
+        return upsample(self.coarse(network, images, targets), images.shape[-2:])
+
+    def coarse(
+        self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor:
+        """L^c (B,h,w) at the size of the feature map."""
+        return _rectified_sum(*features_and_gradient(network, images, targets))

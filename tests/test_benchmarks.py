@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from ibsgl import config
+from ibsgl.attribution.storage import write_maps
 from ibsgl.plan import DeviceProfile, ProfiledDevice, make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -297,3 +299,60 @@ def test_the_scans_rule_on_hand_made_trainings(monkeypatch):
     assert guidance_scan.choose(table) == (1e-5, 0.1)
     with pytest.raises(ValueError, match="at no learning rate"):
         guidance_scan.choose(table[table["lr"] > 1e-5])
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import memory
+
+    return memory
+
+
+def test_the_bytes_of_stored_maps_are_those_of_the_file(memory, tmp_path):
+    """Small maps of 2×3 numbers take at most their own bytes and Parquet's; plain ones are those of the resized maps."""
+    rows = pd.DataFrame({"image_id": [str(number) for number in range(64)], "target": 0})
+    maps = {"cam": torch.rand(64, 2, 3), "rise": torch.zeros(64, 32, 32)}
+    methods = {name: SimpleNamespace(label=name) for name in maps}
+    batches = (
+        (rows[start : start + 32], {name: of[start : start + 32] for name, of in maps.items()}) for start in (0, 32)
+    )
+    write_maps(tmp_path / "0.parquet", batches, methods, 32, {})
+    found = memory.bytes_per_pair(tmp_path / "0.parquet")
+    assert 0.6 * 2 * 3 * 4 < found["cam"][1] < 2 * 3 * 4 + 4
+    assert 0.3 * 32 * 32 * 4 < found["cam"][0] < 32 * 32 * 4
+    # Nothing but zeros.
+    assert max(found["rise"]) < 10
+    result = CliRunner().invoke(memory.app, ["--maps", str(tmp_path / "0.parquet"), "--out", str(tmp_path)])
+    assert result.exception is None, result.output
+    assert [row["method"] for row in json.loads((tmp_path / "disk.json").read_text())] == ["cam", "rise"]
+
+
+def test_one_quantity_grows_at_a_time_and_larger_passes_are_full(memory):
+    case = memory.Case("rise", "resnet50")
+    assert memory.quantities("rise") == ["images", "classes", "passes", "chunk"]
+    assert memory.quantities("gradcam") == ["images", "classes"]
+    assert memory.grown(case, "images") == memory.Case("rise", "resnet50", images=4 * case.images)
+    larger = memory.grown(case, "chunk")
+    assert (larger.chunk, larger.passes, larger.images) == (4 * case.chunk, 4 * case.passes, case.images)
+
+
+def test_unknown_steps_are_named(memory):
+    result = CliRunner().invoke(memory.app, ["--step", "trainings"])
+    assert result.exit_code == 2
+    assert "there is no 'trainings'" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_memory_of_steps_is_measured(memory, tmp_path):
+    steps = ("guided training", "sise", "tables")
+    arguments = [part for step in steps for part in ("--step", step)]
+    result = CliRunner().invoke(memory.app, ["--network", "resnet_small", *arguments, "--out", str(tmp_path)])
+    assert result.exception is None, result.output
+    rows = json.loads((tmp_path / "memory.json").read_text())
+    assert [row["step"] for row in rows] == ["guided training", "sise", "tables"]
+    for row in rows:
+        measured = {quantity for quantity in memory.QUANTITIES if row[f"{quantity}_mb"]}
+        assert measured == set(memory.quantities(row["step"]))
+        # Python and torch alone take so much.
+        assert row["base_mb"] > 100

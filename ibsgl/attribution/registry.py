@@ -7,7 +7,7 @@ so another package can add a method without a change in this repository. A row o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -36,6 +36,10 @@ class Attribution(Protocol):
     has ``channels`` channels. Without it ``ibsgl plan`` prints "unknown". Methods that need at most one forward and one
     backward pass share a job. If the cost depends on the network's other stages too, the method also has ``stage_cost(stages:
     StageChannels) -> Cost``, which the plan takes instead.
+
+    A method may also have ``coarse``, with the arguments of ``__call__``: it returns the maps (B,h,w) at the size of the
+    feature map, and ``__call__`` returns ``ibsgl.networks.upsample(coarse(…), (H, W))``. Then the small maps are stored, and
+    resized when they are read. The result is equal to the bit. Without ``coarse``, maps are stored at the image's size.
 
     A method of another library has a class attribute ``library``: the distribution that computes its maps, such as
     ``grad-cam``. Another version of that distribution computes the maps again.
@@ -108,6 +112,11 @@ def get(name: str, **params: object) -> Attribution:
     return METHODS.get(name, **params)
 
 
+def is_coarse(name: str) -> bool:
+    """Whether the maps of the method ``name`` are stored at the size of the feature map; see :class:`Attribution`."""
+    return hasattr(METHODS.load(name), "coarse")
+
+
 # Keys of a row that are no settings of its method.
 USE, LABEL = "use", "label"
 
@@ -143,6 +152,16 @@ class Row:
         """The method's maps."""
         with fast_passes(network, images.shape, self.precision):
             return self.method(network, images, *args, **context)
+
+    def stored(self, network: SplitNetwork, images: torch.Tensor, *args: Any, **context: Any) -> torch.Tensor:
+        """The method's maps as they are stored; see :func:`stored_form`."""
+        with fast_passes(network, images.shape, self.precision):
+            return stored_form(self.method)(network, images, *args, **context)
+
+
+def stored_form(method: Attribution) -> Callable[..., torch.Tensor]:
+    """What computes the maps of ``method`` that are stored: its ``coarse``, or the method itself."""
+    return method.stored if isinstance(method, Row) else getattr(method, "coarse", method)
 
 
 def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32") -> Row:

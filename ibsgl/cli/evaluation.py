@@ -84,6 +84,7 @@ def maps(
             batch_size=batch_size,
             device=device,
             statistics=load_statistics(statistics_file, device) if statistics_file else None,
+            coarse=True,
         )
         write_maps(temporary, batches, methods, images.size, step.to_dict() | {"passes": passes.facts()})
 

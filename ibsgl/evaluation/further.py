@@ -74,7 +74,7 @@ def measure_further(
     with evaluating(network) if network is not None else nullcontext():
         batches = _batches(_with_classes(maps.pairs), data, batch_size, device, name, network is not None)
         # Without pairs neither has a batch.
-        for (rows, images, targets), read in zip(batches, maps.batches(batch_size), strict=True):
+        for (rows, images, targets), read in zip(batches, maps.batches(batch_size, device), strict=True):
             region, objects = data.regions(rows).to(device), _objects(rows)
             for method, saliency in read.items():
                 identity = rows[["image_id", "class_name", "target"]].reset_index(drop=True).assign(method=method)
@@ -82,7 +82,7 @@ def measure_further(
                     frames.append(identity.assign(value=torch.nan))
                     continue
                 evidence = PairEvidence(
-                    saliency.to(device),
+                    saliency,
                     region,
                     targets,
                     objects,

@@ -83,7 +83,7 @@ def measure_variants(
         FloatingPointError: a method returned a value that is not finite, or is negative.
     """
     _check(networks, methods, stored, reference)
-    readers = {variant: ahead(maps.batches(batch_size)) for variant, maps in stored.items()}
+    readers = {variant: ahead(maps.batches(batch_size, device)) for variant, maps in stored.items()}
     scores, curves = [], []
     ids: list[str] = []
     logits: dict[str, list[torch.Tensor]] = {
@@ -108,7 +108,7 @@ def measure_variants(
                     network, data, rows, images, targets, methods[variant], seed=seed, statistics=statistics
                 )
                 read = next(readers[variant]) if variant in readers else {}
-                maps[variant] = made | {method: saliency.to(device) for method, saliency in read.items()}
+                maps[variant] = made | read
                 own = deletion_curves(
                     network,
                     rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,9 +44,9 @@ class Jobs:
         """On how many networks a map is scored, each method counted."""
         return sum(self._is_run("evaluate", replicate) for replicate, _, _ in self.config.evaluations())
 
-    def stored_maps(self) -> int:
-        """On how many networks maps are stored, each method counted: those of many passes."""
-        return sum(networks for method, networks in self.methods().items() if not self.config.is_light(method))
+    def stored_maps(self) -> dict[str, int]:
+        """By method of many passes, on how many networks its maps are stored."""
+        return {method: networks for method, networks in self.methods().items() if not self.config.is_light(method)}
 
     def further_networks(self) -> list[tuple[int, str]]:
         """Every (replicate, variant) on which further metrics are measured. Alternatives have none."""
@@ -54,9 +55,11 @@ class Jobs:
         on = self.config.methods_on
         return [(replicate, variant) for replicate in range(on.replicates) for variant in on.variants]
 
-    def light_maps(self) -> int:
-        """On how many networks maps of methods of one pass are stored, each method counted."""
-        return sum(len(self.config.light_methods(variant)) for _, variant in self.further_networks())
+    def light_maps(self) -> dict[str, int]:
+        """By method of one pass, on how many networks its maps are stored."""
+        return Counter(
+            method for _, variant in self.further_networks() for method in self.config.light_methods(variant)
+        )
 
     def _is_run(self, job: str, replicate: int, variant: str | None = None, method: str | None = None) -> bool:
         base = self.base

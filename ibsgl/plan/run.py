@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ibsgl import attribution
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
 from ibsgl.config.steps import lineage
@@ -148,7 +149,8 @@ def _sum(steps: Iterable[Step], timed: bool) -> Work:
 def disk_space(jobs: Sequence[Jobs], data: DataFacts, networks: Sequence[NetworkFacts]) -> dict[str, int]:
     """Bytes of what the jobs on each network store, by name. Maps are an upper bound: float32 before compression.
 
-    Maps of methods of one pass are stored only for further metrics.
+    Maps of methods with ``coarse`` have the size of the feature map, others that of the image. Maps of methods of one pass are
+    stored only for further metrics.
     """
     # Of the held-out pairs for the other class too.
     guiding_pairs = data.splits["train"].pairs + 2 * data.splits["held_out"].pairs
@@ -162,7 +164,8 @@ def disk_space(jobs: Sequence[Jobs], data: DataFacts, networks: Sequence[Network
         # Mean and squares in float64.
         sizes["feature statistics"] += 2 * _FLOAT64 * channels * height * width * replicates
         sizes["L^ib for the guidance"] += _FLOAT32 * guiding_pairs * height * width * replicates
-        sizes["maps, uncompressed"] += (
-            _FLOAT32 * network.image_size**2 * test_pairs * (of_model.stored_maps() + of_model.light_maps())
-        )
+        for method, stored in (*of_model.stored_maps().items(), *of_model.light_maps().items()):
+            used = attribution.method_of(method, of_model.config.method_settings(method))
+            cells = height * width if attribution.is_coarse(used) else network.image_size**2
+            sizes["maps, uncompressed"] += _FLOAT32 * cells * test_pairs * stored
     return {what: size for what, size in sizes.items() if size}

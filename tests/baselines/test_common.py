@@ -9,9 +9,11 @@ from small_methods import METHODS
 
 from ibsgl import attribution
 from ibsgl.attribution import Cost
+from ibsgl.networks import upsample
 
 _METHODS = {name: attribution.get(name, **settings) for name, settings in METHODS.items()}
 WITHOUT_NETWORK = {name for name, method in _METHODS.items() if hasattr(method, "cost") and method.cost(8) == Cost()}
+COARSE = [name for name in _METHODS if attribution.is_coarse(name)]
 CHUNKED = [name for name, method in _METHODS.items() if hasattr(method, "chunk")]
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -80,6 +82,19 @@ def test_several_classes_of_an_image_as_separately(case, name):
         assert_same(together[place : place + 1], case(index=[i], targets=target[None]))
 
 
+@pytest.mark.parametrize("network", ["resnet", "vgg"])
+@pytest.mark.parametrize("name", COARSE)
+def test_small_maps_resized_are_the_map_to_the_bit(case, name, network):
+    """Of images that are not square, one of them with several classes."""
+    case = case(name, network, torch.float32)
+    pairs = {"index": [0, 0, 0, 1], "targets": torch.tensor([1, 3, 0, 2])}
+    small = case(case.method.coarse, **pairs)
+    with torch.no_grad():
+        assert small.shape == (4, *case.network.stem(case.images).shape[2:])
+    assert (small >= 0).all()
+    assert torch.equal(upsample(small, (48, 64)), case(**pairs))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunk_size_does_not_matter(case, name, chunk):
@@ -110,6 +125,7 @@ def test_chunks_are_halved_until_they_fit_into_memory(case, name, most):
 
 
 def test_methods_of_each_kind_are_found():
+    assert set(COARSE) == {"bottleneck", "gradcam", "gradcam_pp", "gradient", "score_cam", "score_cam_probability"}
     assert {"center", "random", "oracle"} <= WITHOUT_NETWORK
     assert {"score_cam", "sise", "rise", "extremal_perturbation", "integrated_gradients"} <= set(CHUNKED)
 

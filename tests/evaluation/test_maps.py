@@ -3,16 +3,21 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from small_methods import METHODS as EVERY_METHOD
 
 from ibsgl import attribution
-from ibsgl.attribution.storage import Maps, _read, write_maps
+from ibsgl.attribution.storage import Maps, _differences, _read, _undo, write_maps
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.index import shard
+from ibsgl.data.loading import ImageDataset
 from ibsgl.maps import compute_maps
-from ibsgl.networks import build_network
+from ibsgl.networks import build_network, upsample
 from ibsgl.randomness import generator
 
 CPU = torch.device("cpu")
@@ -165,5 +170,94 @@ def test_memory_that_runs_out_late_changes_no_draw(data, network, name, monkeypa
 def test_a_file_that_has_fewer_maps_than_rows_is_named():
     """Arrow reads nothing from some damaged files, and says nothing."""
     file = SimpleNamespace(iter_batches=lambda *_, **__: iter(()), metadata=SimpleNamespace(num_rows=2))
+    facts = SimpleNamespace(size=32, differences=[])
     with pytest.raises(ValueError, match=r"^a/0\.parquet has 0 maps for 2 pairs; delete it and run again$"):
-        list(_read(file, Path("a/0.parquet"), ["rise"], 1))
+        list(_read(file, Path("a/0.parquet"), facts, ["rise"], 1, CPU))
+
+
+def written(data, network, pairs, methods, path, batch_size):
+    """Maps in the form in which they are stored, in a file that is opened again."""
+    options = {"seed": 1, "batch_size": batch_size, "device": CPU}
+    options["statistics"] = FeatureStatistics().update(network.stem(data.images(data.ids("train"))).detach())
+    batches = compute_maps(network, data, pairs, methods, coarse=True, **options)
+    write_maps(path, batches, methods, data.size, {})
+    finished = [maps for _, maps in compute_maps(network, data, pairs, methods, **options)]
+    return Maps([path], pairs), {name: torch.cat([maps[name] for maps in finished]) for name in methods}
+
+
+@pytest.mark.parametrize("size", [32, 45])
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_stored_maps_are_those_of_the_method_to_the_bit(data, network, tmp_path, name, size):
+    """Of images with one and with two classes, at an odd size too, in batches of any size."""
+    data = ImageDataset(data.index, data.root, size)
+    single = data.pairs("test").iloc[:4]
+    pairs = pd.concat([single, single.iloc[:2].assign(target=5)]).sort_values(["image_id", "target"], ignore_index=True)
+    methods = {name: attribution.row(name, EVERY_METHOD[name])}
+    stored, finished = written(data, network, pairs, methods, tmp_path / "0.parquet", 4)
+    for batch_size in (1, 4, 100):
+        read = torch.cat([batch[name] for batch in stored.batches(batch_size)])
+        assert read.shape == (6, size, size)
+        assert torch.equal(read, finished[name])
+
+
+def test_small_maps_are_stored_small(data, network, tmp_path):
+    """In bytes before and after compression, counted by hand: nine maps of 2×2 numbers, and nine of 32×32."""
+    pairs = data.pairs("test")
+    methods = {name: attribution.get(name) for name in ("gradcam", "random")}
+    written(data, network, pairs, methods, tmp_path / "0.parquet", 4)
+    row_groups = pq.ParquetFile(tmp_path / "0.parquet").metadata
+    groups = [row_groups.row_group(number) for number in range(row_groups.num_row_groups)]
+    # The columns after image_id and target.
+    small, large = ([group.column(column) for group in groups] for column in (2, 3))
+    # A few dozen bytes per row group and column are Parquet's own.
+    own = 120 * len(groups)
+    assert 0 <= sum(column.total_uncompressed_size for column in small) - 9 * 2 * 2 * 4 <= own
+    assert 0 <= sum(column.total_uncompressed_size for column in large) - 9 * 32 * 32 * 4 <= own
+    # Noise in [0,1) has few exponents, so three of its four bytes do not shrink. As differences none would.
+    assert 0.7 < sum(column.total_compressed_size for column in large) / (9 * 32 * 32 * 4) < 0.9
+
+
+def test_a_smooth_map_takes_a_part_of_its_bytes(tmp_path, stored):
+    maps = upsample(torch.rand(8, 3, 3, generator=generator(0, "smooth")), (32, 32))
+    pairs = pd.DataFrame({"image_id": [str(number) for number in range(8)], "target": 0})
+    stored(pairs, {"a": maps}, batch_size=8)
+    column = pq.ParquetFile(tmp_path / "0.parquet").metadata.row_group(0).column(2)
+    assert column.total_compressed_size < 0.5 * 8 * 32 * 32 * 4
+
+
+def test_differences_are_those_of_a_slow_loop_and_can_be_undone():
+    bits = np.random.default_rng(0).integers(0, 2**32, (2, 3, 5), dtype=np.uint32)
+    # The smallest and largest numbers, and a not-a-number.
+    bits[0, 0] = [0, 1, 2**31, 2**32 - 1, 0x7FC00001]
+    # (1, −2, 1) along both axes, with zeros beyond the border.
+    weights = {(dy, dx): (1, -2, 1)[dy] * (1, -2, 1)[dx] for dy in range(3) for dx in range(3)}
+    expected = np.zeros_like(bits)
+    for number, y, x in np.ndindex(bits.shape):
+        inside = ((dy, dx) for dy, dx in weights if dy <= y and dx <= x)
+        difference = sum(weights[dy, dx] * int(bits[number, y - dy, x - dx]) for dy, dx in inside) % 2**32
+        # 0, −1, 1, −2, … become 0, 1, 2, 3, …
+        expected[number, y, x] = 2 * difference if difference < 2**31 else 2 * (2**32 - difference) - 1
+    found = _differences(bits.view(np.float32))
+    assert (found == expected).all()
+    assert (_undo(found).view(np.uint32) == bits).all()
+
+
+def test_maps_of_no_pairs_are_written_and_read(stored):
+    empty = stored(
+        pd.DataFrame({"image_id": pd.Series(dtype=str), "target": pd.Series(dtype=int)}), {"a": torch.zeros(0, 32, 32)}
+    )
+    assert list(empty.batches(4)) == []
+    assert empty.labels == {"a": "A"}
+
+
+def test_a_file_of_plain_float32_maps_is_refused(data, stored, tmp_path):
+    """Files had this form once."""
+    pairs = data.pairs("test")
+    stored(pairs, {"a": torch.rand(len(pairs), 32, 32)})
+    path = tmp_path / "0.parquet"
+    table = pq.read_table(path)
+    kind = table.schema.field("a").with_type(pa.list_(pa.float32(), 32 * 32))
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(pairs) * 32 * 32, np.float32)), 32 * 32)
+    pq.write_table(table.set_column(2, kind, values).replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(ValueError, match=r"0\.parquet has no saliency maps of this benchmark; delete it and run again"):
+        Maps([path], pairs)

@@ -131,7 +131,10 @@ def maps(folder):
 def test_maps(maps, data):
     files, pairs = maps
     path, content, table = files["maps"]
-    store(data.draw(st.one_of(damaged(content), foreign(table, ["labels", "settings"]))), path)
+    store(
+        data.draw(st.one_of(damaged(content), foreign(table, ["labels", "size", "sides", "differences", "settings"]))),
+        path,
+    )
 
     def read():
         return [each["rise"].shape for each in Maps([path], pairs, ["rise"]).batches(1)]

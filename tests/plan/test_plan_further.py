@@ -27,7 +27,7 @@ def test_maps_of_one_pass_are_stored_on_the_networks_with_further_metrics_alone(
     # Grad-CAM on both; Eq. 3 too, and on the pretrained network L^ib and the three sanity methods.
     light = len(settings.light_methods("pretrained")) + len(settings.light_methods("guided"))
     assert light == (2 + 1 + 3) + 2
-    assert Jobs(settings, "net").light_maps() == 2 * light
+    assert sum(Jobs(settings, "net").light_maps().values()) == 2 * light
     step = steps["maps for further metrics"]
     assert (step.networks, step.examples) == (4, PAIRS)
 
@@ -35,14 +35,14 @@ def test_maps_of_one_pass_are_stored_on_the_networks_with_further_metrics_alone(
 def test_without_further_metrics_nothing_is_stored_or_measured():
     settings, steps = planned({})
     jobs = Jobs(settings, "net")
-    assert (jobs.light_maps(), jobs.further_networks()) == (0, [])
+    assert (jobs.light_maps(), jobs.further_networks()) == ({}, [])
     assert "maps for further metrics" not in steps
 
 
 def test_an_alternative_measures_no_further_metrics():
     settings, _ = planned({"sparseness": {}}, alternatives={"other": {"suppression": {"r": 0.2}}})
     other = Jobs(settings.alternative("other"), "net", base=Jobs(settings, "net"))
-    assert (other.further_networks(), other.light_maps()) == ([], 0)
+    assert (other.further_networks(), other.light_maps()) == ([], {})
 
 
 def test_a_metric_of_stored_maps_passes_no_image():

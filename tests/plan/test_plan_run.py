@@ -142,7 +142,7 @@ def test_where_a_method_is_not_run_its_alternative_measures_nothing_again(elsewh
     settings = small("vgg_small", size=32, replicates=3, alternatives={"masks": {"methods": {"rise": {"masks": 16}}}})
     jobs = Jobs(settings.alternative("masks"), "net", Jobs(settings, "net"))
     # RISE is run in one of the replicates.
-    assert (jobs.count("evaluate"), jobs.count("guide", "guided"), jobs.stored_maps()) == (1, 0, 2)
+    assert (jobs.count("evaluate"), jobs.count("guide", "guided"), jobs.stored_maps()) == (1, 0, {"rise": 2})
     assert jobs.methods()["gradcam"] == 3
 
 

@@ -192,6 +192,13 @@ def test_disk_space(counted):
     assert space["weights"] == 3 * sum(tensor.numel() * tensor.itemsize for tensor in network.state_dict().values())
     # RISE on two variants. Maps of methods of one pass are not stored.
     assert space["maps, uncompressed"] == 2 * 6 * 32 * 32 * 4
+    methods = {"rise": {"masks": 8}, "mine": {"use": "score_cam"}, "gradcam": {}}
+    more = settings.model_copy(update={"methods": methods, "further_metrics": {"sparseness": {}}})
+    space = disk_space([Jobs(more, "net")], counted, [known])
+    # On two variants RISE has 32×32 numbers. Score-CAM, Grad-CAM and Eq. 3 have the 2×2 of the feature map after four pools.
+    # On the pretrained one L^ib has 2×2, and the three sanity methods have 32×32.
+    numbers = 2 * (32**2 + 3 * 2**2) + 2**2 + 3 * 32**2
+    assert space["maps, uncompressed"] == 6 * 4 * numbers
     channels, side, _ = known.features
     assert space["L^ib for the guidance"] == (8 + 2 * 4) * side**2 * 4
     assert space["feature statistics"] == 2 * 8 * channels * side**2
