@@ -86,7 +86,7 @@ def main(
         pairs = pairs[pairs["image_id"].isin(pairs["image_id"].drop_duplicates()[:images])].reset_index(drop=True)
         for name in method or resolved.methods:
             settings = resolved.method_settings(name)
-            if not attribution.is_mixed(name, settings):
+            if not attribution.mixed_passes(name, settings):
                 continue
             row = attribution.row(name, settings)
             maps, seconds = {}, {}

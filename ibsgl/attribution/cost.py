@@ -55,6 +55,11 @@ class Cost:
     mixed: bool = False
     at_most: bool = False
 
+    @property
+    def differentiated(self) -> bool:
+        """Whether the mixed passes are differentiated. Otherwise they are forward passes of masked images."""
+        return self.mixed and not self.image.stem
+
 
 @dataclass(frozen=True)
 class StageChannels:

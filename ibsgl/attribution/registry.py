@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -183,10 +183,12 @@ def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32"
     return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"), precision)
 
 
-def is_mixed(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the passes of the row ``name`` are in the run's precision."""
+def mixed_passes(name: str, settings: Mapping[str, Any]) -> Literal["forward", "differentiated"] | None:
+    """The kind of passes of the row ``name`` that are in the run's precision, if it has such."""
     cost = cost_of(row(name, settings).method, CHANNELS)
-    return cost is not None and cost.mixed
+    if cost is None or not cost.mixed:
+        return None
+    return "differentiated" if cost.differentiated else "forward"
 
 
 def library_versions(name: str) -> dict[str, str]:

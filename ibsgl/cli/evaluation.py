@@ -239,7 +239,7 @@ def metric(
         batch_size=batch_size,
         device=device,
         network=network,
-        methods={name: attribution.row(name, of_method, step.precision) for name, of_method in chosen.items()},
+        methods={name: attribution.row(name, of_method, step.precisions[name]) for name, of_method in chosen.items()},
         statistics=load_statistics(statistics_file, device) if statistics_file else None,
     )
     facts = {

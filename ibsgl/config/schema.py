@@ -17,13 +17,14 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ibsgl import attribution
 from ibsgl.bottleneck import Bottleneck
-from ibsgl.config.passes import Compile, PassSettings, PrecisionSetting, pass_settings
+from ibsgl.config.passes import AUTO, Compile, PassSettings, PrecisionSetting, pass_settings
 from ibsgl.data.sources import DEFAULT, SOURCES, AnySource
 from ibsgl.errors import ConfigError
 from ibsgl.evaluation.settings import DeletionSettings
 from ibsgl.guidance.registry import NO_LOSS, NO_TEACHER, PAPER, TEACHERS, teacher_requires
 from ibsgl.guidance.settings import GuidanceSettings
 from ibsgl.metrics import METRICS, MetricSettings
+from ibsgl.networks.passes import Precision
 from ibsgl.networks.registry import NetworkSettings
 from ibsgl.redaction import redacted
 from ibsgl.registry import SettingError
@@ -146,7 +147,7 @@ class Config(Settings):
     precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
-        "half the time and changes metrics by rounding (docs/speed.md). `auto`: `bfloat16` where the processor has it "
+        "half the time and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first three where the processor has it "
         "natively; a run writes down what that was, in `results/<name>/passes.json`. All else is in float32",
     )
     compile: Compile = Field(
@@ -363,6 +364,16 @@ class Config(Settings):
     def passes(self) -> PassSettings:
         """How the passes of methods of many passes run, with what ``auto`` means in this run."""
         return pass_settings(self)
+
+    def precision_of(self, method: str) -> Precision:
+        """The precision of the passes of a row under ``methods``, or of a row that every table has.
+
+        ``auto`` leaves gradients in float32, because in bf16 they change metrics by more than ``docs/speed.md`` allows.
+        """
+        mixed = attribution.mixed_passes(method, self.method_settings(method))
+        if mixed is None or (mixed == "differentiated" and self.precision == AUTO):
+            return "float32"
+        return self.passes.precision
 
     def is_light(self, method: str) -> bool:
         """Whether maps of a row cost less than to start a job: those of one pass, and those that every table has."""

@@ -251,7 +251,7 @@ class Maps(_NetworkStep):
             raise ConfigError(f"there is no job for the maps of {method!r} on {variant}; there are: {known}")
         settings = _without_label(config, method)
         part = {"methods": {method: settings}, "shards": config.shards} | _libraries(config, [method])
-        return part | _pass_settings(config, [method])
+        return part | _pass_settings(config, method)
 
     def modules(self) -> tuple[str, ...]:
         """With the methods' own."""
@@ -281,8 +281,8 @@ class Metric(_NetworkStep):
     version: str = ""
     # Only if the metric calls them again: by name, the settings of the variant's methods.
     methods: dict[str, dict[str, Any]] | None = None
-    # Of those that are in the run's precision.
-    precision: Precision = "float32"
+    # By name, that of the methods' passes.
+    precisions: dict[str, Precision] = Field({})
     shards: Positive
 
     @staticmethod
@@ -297,7 +297,7 @@ class Metric(_NetworkStep):
         if metric.requires == "method":
             methods = config.methods_of(where["variant"], int(where["replicate"]))
             part |= {"methods": {method: _without_label(config, method) for method in methods}}
-            part |= {key: value for key, value in _pass_settings(config, methods).items() if key == "precision"}
+            part |= {"precisions": {method: config.precision_of(method) for method in methods}}
         return part
 
     def modules(self) -> tuple[str, ...]:
@@ -570,10 +570,10 @@ def _libraries(config: Config, methods: Iterable[str]) -> dict[str, Any]:
     return {"libraries": found} if found else {}
 
 
-def _pass_settings(config: Config, methods: Iterable[str]) -> dict[str, Any]:
-    """Precision and compiler, if the passes of one of ``methods`` depend on them; otherwise no keys."""
-    mixed = any(attribution.is_mixed(method, config.method_settings(method)) for method in methods)
-    return config.passes._asdict() if mixed else {}
+def _pass_settings(config: Config, method: str) -> dict[str, Any]:
+    """Precision and compiler, if the passes of the row ``method`` depend on them; otherwise no keys."""
+    mixed = attribution.mixed_passes(method, config.method_settings(method))
+    return {"precision": config.precision_of(method), "compile": config.passes.compile} if mixed else {}
 
 
 def _without_label(config: Config, method: str) -> dict[str, Any]:

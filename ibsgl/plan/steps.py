@@ -53,11 +53,12 @@ def images_passed(split: Split, batch_size: int) -> float:
 
 
 def method_work(
-    method: attribution.Attribution, network: NetworkFacts, split: Split, batch_size: int
+    method: attribution.Attribution, network: NetworkFacts, split: Split, batch_size: int, *, auto: bool = False
 ) -> tuple[Work | None, bool]:
     """The work of the maps of ``split`` on one network, and whether part of it may not be needed.
 
-    The work is ``None`` if the method does not state its cost.
+    With ``auto``, passes that are differentiated are in float32; see :meth:`ibsgl.config.Config.precision_of`. The work is
+    ``None`` if the method does not state its cost.
 
     Raises:
         ConfigError: the method cannot run on this network.
@@ -70,7 +71,7 @@ def method_work(
         return None, False
     images, batches = images_passed(split, batch_size), math.ceil(split.pairs / batch_size)
     passes = cost.pair * split.pairs + cost.image * images + cost.batch * batches
-    return network.work(passes, cost.mixed), cost.at_most
+    return network.work(passes, cost.mixed and not (auto and cost.differentiated)), cost.at_most
 
 
 def model_steps(jobs: Jobs, data: DataFacts, network: NetworkFacts) -> list[Step]:
@@ -136,7 +137,7 @@ def _evaluation_steps(jobs: Jobs, config: Config, data: DataFacts, network: Netw
     held_out, test = data.splits["held_out"], data.splits["test"]
     for name, networks in jobs.methods().items():
         row = attribution.row(name, config.method_settings(name))
-        work, at_most = method_work(row.method, network, test, config.batch_size)
+        work, at_most = method_work(row.method, network, test, config.batch_size, auto=config.precision == "auto")
         yield _step(row.label, networks, test.pairs, "pairs", network, work, at_most)
 
     # What is measured on all variants of a replicate is one job.
@@ -174,7 +175,7 @@ def _further_steps(jobs: Jobs, config: Config, data: DataFacts, network: Network
 
     def maps_of(method: str) -> Work | None:
         row = attribution.row(method, config.method_settings(method))
-        return method_work(row.method, network, test, config.batch_size)[0]
+        return method_work(row.method, network, test, config.batch_size, auto=config.precision == "auto")[0]
 
     light = [maps_of(method) for _, variant in on for method in config.light_methods(variant)]
     yield Step(network.model, "maps for further metrics", len(on), test.pairs, "pairs", _sum(light))

@@ -79,3 +79,17 @@ def test_wrong_values_name_the_key():
 
 def test_yaml_reads_off_as_false():
     assert of(**yaml.safe_load("compile: off")).compile == "off"
+
+
+def test_auto_leaves_gradients_in_float32(monkeypatch):
+    machine(monkeypatch, "bfloat16", True)
+    heavy = ("rise", "score_cam", "sise", "integrated_gradients", "extremal_perturbation")
+    for precision, gradients in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        chosen = of(precision=precision)
+        found = {method: chosen.precision_of(method) for method in chosen.methods}
+        assert found == dict.fromkeys(heavy[:3], "bfloat16") | dict.fromkeys(heavy[3:], gradients) | dict.fromkeys(
+            ("gradcam", "gradcam_pp", "fullgrad"), "float32"
+        )
+        where = {"model": "vgg", "replicate": 0, "variant": "pretrained"}
+        for method in heavy:
+            assert step_of(chosen, "maps", **where, method=method).precision == found[method]
