@@ -8,6 +8,7 @@ from typing import Any
 
 from ibsgl import attribution
 from ibsgl.config.files import read_file
+from ibsgl.config.passes import pass_settings
 from ibsgl.config.schema import BUILT_IN_METHODS, SANITY_METHODS, Config, merge, parse
 from ibsgl.config.steps import Step, step_of
 from ibsgl.errors import ConfigError
@@ -31,6 +32,8 @@ def check(config: Config, data: bool = True) -> Config:
         _check_network(config, name, data)
         _check_methods(config, name)
     _check_further_metrics(config)
+    # What an earlier run wrote down must be readable.
+    pass_settings(config)
     for name in config.alternatives:
         _check_alternative(config, name, data)
     if data and config.data.folder and not config.data.archives and not Path(config.data_root).is_dir():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ibsgl.config.schema import Config
 
 AUTO: Literal["auto"] = "auto"
-PrecisionSetting = Precision | Literal["auto"]
+PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 # YAML reads the word off as false.
 Compile = Annotated[Literal["off", "auto"], BeforeValidator(lambda value: "off" if value is False else value)]
 

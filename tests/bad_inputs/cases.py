@@ -85,6 +85,8 @@ CONFIGS = [
     _config(changes, said)
     for changes, said in [
         ({"sead": 1}, "sead: there is no such key"),
+        ({"precision": "half"}, "precision: Input should be 'float32', 'bfloat16' or 'auto' (it is 'half')"),
+        ({"compile": "on"}, "compile: Input should be 'off' or 'auto' (it is 'on')"),
         ({"suppression__r": 1.5}, "suppression.r: Input should be less than or equal to 1 (it is 1.5)"),
         ({"suppression__r": 0}, "suppression.r: Input should be greater than 0 (it is 0.0)"),
         ({"seed": "one"}, "seed: Input should be a valid integer (it is 'one')"),
@@ -414,6 +416,16 @@ CALLS = [
     _call("`maps --gpu one`", ["maps", "--gpu", "one"], "Error: Invalid value for '--gpu'"),
     _call(
         "`plan --images test`", ["plan", "--images", "test"], "Error: Invalid value for --images: 'test' is not <list>="
+    ),
+    _call(
+        "`plan --card gtx`",
+        ["plan", "--card", "gtx"],
+        "Error: Invalid value for --card: the card 'gtx' is unknown; take one of a100",
+    ),
+    _call(
+        "`plan --device-profile` without the file",
+        ["plan", "--device-profile", "gone.json"],
+        "Error: Invalid value for --device-profile: there is no file gone.json",
     ),
     _call(
         "`settings mops`",

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from small_methods import METHODS as EVERY_METHOD
+from torch.utils.flop_counter import FlopCounterMode
 
 from ibsgl import attribution
 from ibsgl.attribution.storage import Maps, _differences, _read, _undo, write_maps
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.index import shard
 from ibsgl.data.loading import ImageDataset
-from ibsgl.maps import compute_maps
+from ibsgl.maps import compute_maps, worth_compiling
 from ibsgl.networks import build_network, upsample
 from ibsgl.randomness import generator
 
@@ -261,3 +262,23 @@ def test_a_file_of_plain_float32_maps_is_refused(data, stored, tmp_path):
     pq.write_table(table.set_column(2, kind, values).replace_schema_metadata(table.schema.metadata), path)
     with pytest.raises(ValueError, match=r"0\.parquet has no saliency maps of this benchmark; delete it and run again"):
         Maps([path], pairs)
+
+
+def test_only_jobs_of_many_forward_passes_are_compiled(data, network, monkeypatch):
+    """The limit is in FLOPs of masked passes: one for each mask and image, whatever the number of classes."""
+    pairs = data.pairs("test")
+    counted = FlopCounterMode(display=False)
+    with torch.no_grad(), counted:
+        network(torch.zeros(1, 3, data.size, data.size))
+    passes = 100 * pairs["image_id"].nunique()
+    rise = attribution.get("rise", masks=100)
+    for limit, expected in (
+        (passes * counted.get_total_flops(), True),
+        (passes * counted.get_total_flops() + 1, False),
+    ):
+        monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", {"cpu": limit})
+        assert worth_compiling(network, rise, data.size, pairs) is expected
+    monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", {"cpu": 1})
+    for name, expected in (("score_cam", True), ("sise", True), ("integrated_gradients", False), ("gradcam", False)):
+        assert worth_compiling(network, attribution.get(name), data.size, pairs) is expected
+    assert not worth_compiling(network, rise, data.size, pairs[:0])
