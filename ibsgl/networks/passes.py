@@ -1,4 +1,4 @@
-"""Faster passes of the methods that need thousands of them: in bf16, with batch norm folded into convolutions, compiled.
+"""Faster passes of the methods that need thousands of them: the stem in bf16, with batch norm folded, compiled.
 
 RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation run their passes through :func:`forward_pass` and
 :func:`input_gradient`. Inside :func:`fast_passes` these use a prepared copy of the network. Outside they use the network as it
@@ -25,7 +25,7 @@ from ibsgl.networks.split import SplitNetwork, evaluating
 
 Precision = Literal["float32", "bfloat16"]
 
-# A prepared network may differ from the network by this share of the logits' range before its precision is lowered.
+# A prepared stem may differ from the stem by this share of the features' range before its precision is lowered.
 _ROUNDING = 1e-4
 
 
@@ -34,7 +34,7 @@ class FastPasses:
     """How the passes inside :func:`fast_passes` are run.
 
     Attributes:
-        precision: of convolutions and linear layers.
+        precision: of the stem's convolutions and linear layers.
         folded: whether batch norm is folded into the convolutions before it.
         compiled: whether forward passes of batches of the announced shape are compiled.
     """
@@ -42,9 +42,9 @@ class FastPasses:
     precision: Precision = "float32"
     folded: bool = False
     compiled: bool = False
-    # The network that was prepared, its copy, the compiled copy, and the batch's shape that this was compiled for.
+    # The network that was prepared, the copy of its stem, this compiled, and the shape of the batches that it was compiled for.
     _network: SplitNetwork | None = field(default=None, repr=False)
-    _copy: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
+    _stem: nn.Module | None = field(default=None, repr=False)
     _compiled: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
     _shape: torch.Size | None = field(default=None, repr=False)
 
@@ -54,14 +54,20 @@ class FastPasses:
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B,K) of ``images`` (B,3,H,W), in the dtype of ``images``."""
-        chosen = self._copy or self._network
+        assert self._network is not None
+        if self._stem is None:
+            return self._network(images)
+        stem: Callable[[torch.Tensor], torch.Tensor] = self._stem
         if self._compiled is not None and images.shape == self._shape and not torch.is_grad_enabled():
-            chosen = self._compiled
-        assert chosen is not None
+            stem = self._compiled
+        # A logit in bf16 would have two or three digits, and the head costs little.
+        return self._network.head(self._features(stem, images))
+
+    def _features(self, stem: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         if self.precision == "float32":
-            return chosen(images)
+            return stem(images)
         with torch.autocast(images.device.type, torch.bfloat16):
-            return chosen(images).to(images.dtype)
+            return stem(images).to(images.dtype)
 
 
 _CURRENT: ContextVar[tuple[FastPasses, ...]] = ContextVar("_CURRENT", default=())
@@ -83,7 +89,8 @@ def fast_passes(
     Args:
         network: on its device.
         shape: (B,3,H,W) of the images. Batches of this shape are compiled.
-        precision: ``bfloat16``: convolutions and linear layers take bf16 and add up in float32.
+        precision: ``bfloat16``: the stem's convolutions and linear layers take bf16 and add up in float32. The head is in
+            float32.
         fold: fold batch norm into the convolutions before it, if torch can trace the network. In bf16 and if passes are
             compiled this is always done.
         compile: compile forward passes. If that fails, one line on stderr says so and they run uncompiled.
@@ -148,50 +155,49 @@ def has_compiler() -> bool:
 def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, compile: bool) -> None:
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(network.mean.device)
     with evaluating(network), torch.no_grad():
-        made, prepared.folded = _folded(network, images[:1])
+        made, prepared.folded = _folded(network.stem, images[:1])
         if prepared.precision == "bfloat16":
             for module in made.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     # Autocast would cast the weights again in every pass.
                     module.to(torch.bfloat16)
-        prepared._copy = made.eval().requires_grad_(False)
+        prepared._stem = made.eval().requires_grad_(False)
         if compile:
             prepared._shape = shape
             prepared._compiled = _compiled(prepared, images)
             prepared.compiled = prepared._compiled is not None
 
 
-def _folded(network: SplitNetwork, images: torch.Tensor) -> tuple[nn.Module, bool]:
-    """A copy of ``network`` with batch norm folded, and whether there is any. Networks that torch cannot trace are copied."""
-    expected = network(images)
+def _folded(stem: nn.Module, images: torch.Tensor) -> tuple[nn.Module, bool]:
+    """A copy of ``stem`` with batch norm folded, and whether there is any. A stem that torch cannot trace is copied."""
+    expected = stem(images)
     # Imported here, because only some jobs need it.
     from torch.fx.experimental.optimization import fuse
 
     try:
-        folded = fuse(network)
+        folded = fuse(stem)
         close = (folded(images) - expected).abs().max() <= _ROUNDING * (expected.max() - expected.min())
     except Exception:  # A user's network may fail in any way when it is traced.
-        return copy.deepcopy(network), False
+        return copy.deepcopy(stem), False
     if not close:
-        return copy.deepcopy(network), False
-    norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in of.modules()) for of in (network, folded)]
+        return copy.deepcopy(stem), False
+    norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in of.modules()) for of in (stem, folded)]
     return folded, norms[1] < norms[0]
 
 
 def _compiled(prepared: FastPasses, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The compiled forward pass of the copy; ``None`` if compiling fails."""
-    assert isinstance(prepared._copy, nn.Module)
-    reference = prepared.logits(images)
+    """The compiled forward pass of the stem's copy; ``None`` if compiling fails."""
+    assert prepared._stem is not None
+    reference = prepared._features(prepared._stem, images)
     # Without this torch starts a pool of processes, which would outlive a killed job.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
-        compiled = torch.compile(prepared._copy, dynamic=False, options={"freezing": True})
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=prepared.precision == "bfloat16"):
-            found = compiled(images).to(images.dtype)
+        compiled = torch.compile(prepared._stem, dynamic=False, options={"freezing": True})
+        found = prepared._features(compiled, images)
         span = reference.max() - reference.min()
         limit = _ROUNDING if prepared.precision == "float32" else 2**-6
         if (found - reference).abs().max() > limit * span:
-            raise ArithmeticError("the compiled network has other logits")
+            raise ArithmeticError("the compiled network has other features")
     except Exception as error:  # A compiler fails in many ways.
         lines = str(error).strip().splitlines() or [""]
         print(f"compile: the passes run uncompiled: {type(error).__name__}: {lines[0]}", file=sys.stderr, flush=True)
