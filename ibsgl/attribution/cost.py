@@ -46,6 +46,8 @@ class Cost:
         batch: for every batch.
         mixed: whether the passes run in the run's ``precision``, by :func:`ibsgl.networks.forward_pass` and
             :func:`ibsgl.networks.input_gradient`.
+        harmless: whether ``precision: auto`` may run the mixed passes in bf16, because that changes the method's metrics by
+            less than the bound in ``docs/speed.md``.
         at_most: whether some of the passes may not be needed.
     """
 
@@ -53,12 +55,8 @@ class Cost:
     image: Passes = Passes()
     batch: Passes = Passes()
     mixed: bool = False
+    harmless: bool = False
     at_most: bool = False
-
-    @property
-    def differentiated(self) -> bool:
-        """Whether the mixed passes are differentiated. Otherwise they are forward passes of masked images."""
-        return self.mixed and not self.image.stem
 
 
 @dataclass(frozen=True)

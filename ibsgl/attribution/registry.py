@@ -183,12 +183,12 @@ def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32"
     return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"), precision)
 
 
-def mixed_passes(name: str, settings: Mapping[str, Any]) -> Literal["forward", "differentiated"] | None:
-    """The kind of passes of the row ``name`` that are in the run's precision, if it has such."""
+def mixed_passes(name: str, settings: Mapping[str, Any]) -> Literal["harmless", "harmful"] | None:
+    """Whether bf16 in the passes of the row ``name`` changes its metrics; ``None`` if they are in float32 in any run."""
     cost = cost_of(row(name, settings).method, CHANNELS)
     if cost is None or not cost.mixed:
         return None
-    return "differentiated" if cost.differentiated else "forward"
+    return "harmless" if cost.harmless else "harmful"
 
 
 def library_versions(name: str) -> dict[str, str]:

@@ -147,7 +147,7 @@ class Config(Settings):
     precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
-        "half the time and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first three where the processor has it "
+        "half the time and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first two where the processor has it "
         "natively; a run writes down what that was, in `results/<name>/passes.json`. All else is in float32",
     )
     compile: Compile = Field(
@@ -368,10 +368,10 @@ class Config(Settings):
     def precision_of(self, method: str) -> Precision:
         """The precision of the passes of a row under ``methods``, or of a row that every table has.
 
-        ``auto`` leaves gradients in float32, because in bf16 they change metrics by more than ``docs/speed.md`` allows.
+        ``auto`` leaves methods in float32 whose metrics bf16 changes by more than the bound in ``docs/speed.md``.
         """
         mixed = attribution.mixed_passes(method, self.method_settings(method))
-        if mixed is None or (mixed == "differentiated" and self.precision == AUTO):
+        if mixed is None or (mixed == "harmful" and self.precision == AUTO):
             return "float32"
         return self.passes.precision
 

@@ -81,13 +81,13 @@ def test_yaml_reads_off_as_false():
     assert of(**yaml.safe_load("compile: off")).compile == "off"
 
 
-def test_auto_leaves_gradients_in_float32(monkeypatch):
+def test_auto_leaves_methods_in_float32_that_bf16_changes(monkeypatch):
     machine(monkeypatch, "bfloat16", True)
     heavy = ("rise", "score_cam", "sise", "integrated_gradients", "extremal_perturbation")
-    for precision, gradients in (("auto", "float32"), ("bfloat16", "bfloat16")):
+    for precision, others in (("auto", "float32"), ("bfloat16", "bfloat16")):
         chosen = of(precision=precision)
         found = {method: chosen.precision_of(method) for method in chosen.methods}
-        assert found == dict.fromkeys(heavy[:3], "bfloat16") | dict.fromkeys(heavy[3:], gradients) | dict.fromkeys(
+        assert found == dict.fromkeys(heavy[:2], "bfloat16") | dict.fromkeys(heavy[2:], others) | dict.fromkeys(
             ("gradcam", "gradcam_pp", "fullgrad"), "float32"
         )
         where = {"model": "vgg", "replicate": 0, "variant": "pretrained"}
