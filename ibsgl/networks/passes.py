@@ -59,7 +59,8 @@ class FastPasses:
             return self._network(images)
         stem: Callable[[torch.Tensor], torch.Tensor] = self._stem
         if self._compiled is not None and images.shape == self._shape and not torch.is_grad_enabled():
-            stem = self._compiled
+            # Another memory order would compile anew.
+            stem, images = self._compiled, images.contiguous()
         # A logit in bf16 would have two or three digits, and the head costs little.
         return self._network.head(self._features(stem, images))
 

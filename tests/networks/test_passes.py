@@ -189,8 +189,14 @@ def test_compiled_by_torch(precision, network, images, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with fast_passes(network, SHAPE, precision) as plain:
         expected = forward_pass(network, images)
-    with fast_passes(network, SHAPE, precision, compile=True) as passes:
+    with (
+        fast_passes(network, SHAPE, precision, compile=True) as passes,
+        torch._dynamo.config.patch(error_on_recompile=True),
+    ):
         logits = forward_pass(network, images)
+        # Masked images can have another memory order.
+        other = forward_pass(network, images.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(other, logits)
     assert passes.compiled
     assert not plain.compiled
     share = 1e-5 if precision == "float32" else 0.02
