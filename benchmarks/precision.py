@@ -88,10 +88,9 @@ def main(
             settings = resolved.method_settings(name)
             if not attribution.mixed_passes(name, settings):
                 continue
-            row = attribution.row(name, settings)
             maps, seconds = {}, {}
             for precision in ("float32", "bfloat16"):
-                began = time.process_time()
+                began, row = time.process_time(), attribution.row(name, settings, precision)
                 with fast_passes(network, (1, 3, data.size, data.size), precision):
                     batches = compute_maps(
                         network, data, pairs, {name: row}, seed=loaded.seed, batch_size=16, device=torch.device("cpu")

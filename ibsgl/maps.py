@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ibsgl.bottleneck import FeatureStatistics
     from ibsgl.data.loading import ImageDataset
 
-# Forward passes of a job that are worth compiling, in FLOPs. On one core they take four minutes, and compiling saves half
-# a minute or more; compiling takes 5 seconds with torch's cache and 20 without. On a GPU it is an estimate: two minutes.
-COMPILE_FROM = {"cpu": 2e13, "cuda": 2e16}
+# Forward passes of a method on a network that are worth compiling, in FLOPs. On one core they take four minutes, and compiling
+# saves half a minute or more; compiling takes 5 seconds with torch's cache and 20 without.
+COMPILE_FROM = 2e13
 
 
 def _saliency(
@@ -65,10 +65,11 @@ def _saliency(
     return torch.cat(list(chunked(run, len(rows), len(rows), images.device)))
 
 
-def worth_compiling(network: SplitNetwork, method: Attribution, size: int, pairs: pd.DataFrame) -> bool:
-    """Whether the method's forward passes for ``pairs`` take longer than compiling them.
+def batch_to_compile(network: SplitNetwork, method: Attribution, size: int, pairs: pd.DataFrame) -> int:
+    """The number of images in the method's passes, if its forward passes for ``pairs`` are worth compiling; otherwise 0.
 
-    It depends on numbers of passes only, and on no measured time, so that the same job is always compiled or never.
+    It depends on numbers of passes only, and on no measured time, so that the same job is always compiled or never. On a GPU
+    nothing is compiled: there the number of images in a pass grows with the free memory.
     """
     # Imported here, because only some jobs need it.
     from torch.utils.flop_counter import FlopCounterMode
@@ -80,10 +81,12 @@ def worth_compiling(network: SplitNetwork, method: Attribution, size: int, pairs
         network.head(features)
     cost = cost_of(method, features.shape[1], stage_channels(network, size))
     if cost is None or not cost.mixed:
-        return False
+        return 0
     # Gradients are not compiled: that is slower than folding batch norm alone.
     passes = (cost.pair.stem - cost.pair.stem_backward) * len(pairs) + cost.image.stem * pairs["image_id"].nunique()
-    return passes * counter.get_total_flops() >= COMPILE_FROM.get(device.type, torch.inf)
+    if device.type != "cpu" or passes * counter.get_total_flops() < COMPILE_FROM:
+        return 0
+    return min(getattr(method, "chunk", 1), int(cost.image.stem))
 
 
 def maps_of_batch(

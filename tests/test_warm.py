@@ -134,8 +134,10 @@ def test_a_command_with_another_environment_or_without_a_server_starts_by_itself
     assert NOT_SERVED in errors
 
 
-def test_a_broken_request_does_not_end_the_server(shared):
-    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0{shared.name}'); s.sendall(b'x' * 20)"
+@pytest.mark.parametrize("content", [b"x" * 12, b'{"a": 1}', b"[1]", b'{"executable": 1, "environment": 2}'])
+def test_a_broken_request_does_not_end_the_server(shared, content):
+    sent = len(content).to_bytes(8, "big") + content
+    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0{shared.name}'); s.sendall({sent!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert shared.call(SERVED)[0] == 0
 

@@ -114,7 +114,13 @@ def get(name: str, **params: object) -> Attribution:
 
 def is_coarse(name: str) -> bool:
     """Whether the maps of the method ``name`` are stored at the size of the feature map; see :class:`Attribution`."""
-    return hasattr(METHODS.load(name), "coarse")
+    return _has_coarse(METHODS.load(name))
+
+
+def _has_coarse(kind: type) -> bool:
+    """Whether ``coarse`` belongs to the class's own ``__call__``. A subclass with another ``__call__`` has other maps."""
+    defines = next((base for base in kind.__mro__ if "__call__" in vars(base)), kind)
+    return "coarse" in vars(defines)
 
 
 # Keys of a row that are no settings of its method.
@@ -161,7 +167,9 @@ class Row:
 
 def stored_form(method: Attribution) -> Callable[..., torch.Tensor]:
     """What computes the maps of ``method`` that are stored: its ``coarse``, or the method itself."""
-    return method.stored if isinstance(method, Row) else getattr(method, "coarse", method)
+    if isinstance(method, Row):
+        return method.stored
+    return method.coarse if _has_coarse(type(method)) else method  # type: ignore[attr-defined]
 
 
 def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32") -> Row:

@@ -61,7 +61,7 @@ def maps(
     from ibsgl.attribution.storage import write_maps
     from ibsgl.config.steps import Maps
     from ibsgl.data.index import shard
-    from ibsgl.maps import compute_maps, worth_compiling
+    from ibsgl.maps import batch_to_compile, compute_maps
     from ibsgl.networks import fast_passes
     from ibsgl.seals import sealed
 
@@ -69,12 +69,18 @@ def maps(
     methods = {name: attribution.row(name, chosen, step.precision) for name, chosen in step.methods.items()}
     images = dataset(index_file, root, step.network.image_size)
     network = step.network.build(len(images.index.class_names), weights).to(device)
-    pairs = shard(images.pairs("test"), shard_number, step.shards)
-    # A compiled method is alone in its job.
-    method, fold = next(iter(methods.values())).method, step.compile == "auto"
-    compile = fold and worth_compiling(network, method, images.size, pairs)
-    shape = (getattr(method, "chunk", 1), 3, images.size, images.size)
-    with fast_passes(network, shape, step.precision, fold=fold, compile=compile) as passes, sealed(out) as temporary:
+    test = images.pairs("test")
+    pairs = shard(test, shard_number, step.shards)
+    fold, batch = step.compile == "auto", 0
+    if fold:
+        # A method of many passes is alone in its job. All shards are alike, so that their number changes no result.
+        (row,) = methods.values()
+        batch = batch_to_compile(network, row.method, images.size, test)
+    shape = (batch or 1, 3, images.size, images.size)
+    with (
+        fast_passes(network, shape, step.precision, fold=fold, compile=bool(batch)) as passes,
+        sealed(out) as temporary,
+    ):
         batches = compute_maps(
             network,
             images,

@@ -47,7 +47,7 @@ def file_of(config: Config) -> Path:
     return Path(f"results/{config.name}/passes.json")
 
 
-def pass_settings(config: Config, on_gpu: bool | None = None) -> PassSettings:
+def pass_settings(config: Config) -> PassSettings:
     """The precision and the compiler of ``config``: its own values, those of its file, or what fits this machine.
 
     Raises:
@@ -56,7 +56,7 @@ def pass_settings(config: Config, on_gpu: bool | None = None) -> PassSettings:
     if config.precision != AUTO and config.compile != AUTO:
         return PassSettings(config.precision, config.compile)
     path = file_of(config)
-    found = _read(path) if path.is_file() else _decide(on_gpu if on_gpu is not None else _on_gpu(config))
+    found = _read(path) if path.is_file() else _decide(_on_gpu(config))
     return PassSettings(
         found.precision if config.precision == AUTO else config.precision,
         found.compile if config.compile == AUTO else config.compile,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -95,8 +95,13 @@ def fast_passes(
         fold: fold batch norm into the convolutions before it, if torch can trace the network. In bf16 and if passes are
             compiled this is always done.
         compile: compile forward passes. If that fails, one line on stderr says so and they run uncompiled.
+
+    Raises:
+        ValueError: the passes of ``network`` run in another precision already, or bf16 for a network that is not float32.
     """
     if (outer := _prepared_for(network)) is not None:
+        if outer.precision != precision:
+            raise ValueError(f"passes of this network run in {outer.precision} already, and not in {precision}")
         yield outer
         return
     prepared = FastPasses(_network=network, precision=precision)
@@ -138,7 +143,7 @@ def _prepared_for(network: SplitNetwork) -> FastPasses | None:
 def native_precision(device_type: str) -> Precision:
     """``bfloat16`` if the processor, or the GPU for ``cuda``, computes in it natively; otherwise ``float32``."""
     if device_type == "cuda":
-        # The main process of a cluster has no GPU. GPUs have bf16 since 2020.
+        # The main process of a cluster may see no GPU. Then it is taken to have bf16, as NVIDIA's have since 2020.
         known = torch.cuda.is_available()
         native = not known or torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -154,12 +159,15 @@ def has_compiler() -> bool:
 
 
 def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, compile: bool) -> None:
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(network.mean.device)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
+    if prepared.precision == "bfloat16" and images.dtype != torch.float32:
+        raise ValueError(f"passes in bfloat16 are those of a float32 network; this one is {images.dtype}")
     with evaluating(network), torch.no_grad():
         made, prepared.folded = _folded(network.stem, images[:1])
         if prepared.precision == "bfloat16":
             for module in made.modules():
-                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                # Not a subclass, which may compute with its weights itself.
+                if type(module) in (nn.Conv2d, nn.Linear):
                     # Autocast would cast the weights again in every pass.
                     module.to(torch.bfloat16)
         prepared._stem = made.eval().requires_grad_(False)
@@ -190,14 +198,15 @@ def _compiled(prepared: FastPasses, images: torch.Tensor) -> Callable[[torch.Ten
     """The compiled forward pass of the stem's copy; ``None`` if compiling fails."""
     assert prepared._stem is not None
     reference = prepared._features(prepared._stem, images)
-    # Without this torch starts a pool of processes, which would outlive a killed job.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
-        compiled = torch.compile(prepared._stem, dynamic=False, options={"freezing": True})
+        # With more threads torch starts a pool of processes, which would outlive a killed job.
+        options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+        compiled = torch.compile(prepared._stem, dynamic=False, options=options)
         found = prepared._features(compiled, images)
         span = reference.max() - reference.min()
         limit = _ROUNDING if prepared.precision == "float32" else 2**-6
-        if (found - reference).abs().max() > limit * span:
+        # NaN is not close either.
+        if not (found - reference).abs().max() <= limit * span:
             raise ArithmeticError("the compiled network has other features")
     except Exception as error:  # A compiler fails in many ways.
         lines = str(error).strip().splitlines() or [""]

@@ -167,9 +167,10 @@ def _read(connection: socket.socket, environment: Mapping[str, str]) -> tuple[di
         with connection.makefile("rb") as stream:
             request = json.loads(stream.read(int.from_bytes(size, "big")))
         connection.settimeout(None)
-    except (OSError, ValueError, MemoryError):
+        same = request["executable"] == sys.executable and _fixed(request["environment"]) == environment
+    except (OSError, ValueError, MemoryError, LookupError, TypeError, AttributeError):
+        # Not what this version's client sends.
         return {}, files
-    same = request["executable"] == sys.executable and _fixed(request["environment"]) == environment
     return request if same else {}, files
 
 
@@ -190,6 +191,7 @@ def _run(request: dict[str, Any], files: list[int], connection: socket.socket, s
     lifetime.end_with(connection.fileno(), "the command of this job was killed")
     for number, file in enumerate(files, start=1):
         os.dup2(file, number)
+        os.close(file)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     Path("/proc/self/comm").write_text(_name(request["process"]))
     os.chdir(request["folder"])

@@ -12,12 +12,14 @@ import torch
 from small_methods import METHODS as EVERY_METHOD
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.gradcam import GradCAM
 from ibsgl import attribution
+from ibsgl.attribution.registry import stored_form
 from ibsgl.attribution.storage import Maps, _differences, _read, _undo, write_maps
 from ibsgl.bottleneck import FeatureStatistics
 from ibsgl.data.index import shard
 from ibsgl.data.loading import ImageDataset
-from ibsgl.maps import compute_maps, worth_compiling
+from ibsgl.maps import batch_to_compile, compute_maps
 from ibsgl.networks import build_network, upsample
 from ibsgl.randomness import generator
 
@@ -272,13 +274,25 @@ def test_only_jobs_of_many_forward_passes_are_compiled(data, network, monkeypatc
         network(torch.zeros(1, 3, data.size, data.size))
     passes = 100 * pairs["image_id"].nunique()
     rise = attribution.get("rise", masks=100)
-    for limit, expected in (
-        (passes * counted.get_total_flops(), True),
-        (passes * counted.get_total_flops() + 1, False),
-    ):
-        monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", {"cpu": limit})
-        assert worth_compiling(network, rise, data.size, pairs) is expected
-    monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", {"cpu": 1})
-    for name, expected in (("score_cam", True), ("sise", True), ("integrated_gradients", False), ("gradcam", False)):
-        assert worth_compiling(network, attribution.get(name), data.size, pairs) is expected
-    assert not worth_compiling(network, rise, data.size, pairs[:0])
+    for limit, expected in ((passes * counted.get_total_flops(), 64), (passes * counted.get_total_flops() + 1, 0)):
+        monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", limit)
+        assert batch_to_compile(network, rise, data.size, pairs) == expected
+    monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", 1)
+    # A batch is no larger than all passes of an image. Gradients are not compiled.
+    assert batch_to_compile(network, attribution.get("rise", masks=9), data.size, pairs) == 9
+    for name, expected in (("score_cam", 64), ("sise", 64), ("integrated_gradients", 0), ("gradcam", 0)):
+        assert batch_to_compile(network, attribution.get(name), data.size, pairs) == expected
+    assert not batch_to_compile(network, rise, data.size, pairs[:0])
+
+
+def test_a_subclass_with_other_maps_does_not_store_those_of_its_base():
+    class Squared(GradCAM):
+        def __call__(self, *arguments, **context):
+            return super().__call__(*arguments, **context).square()
+
+    class Renamed(GradCAM):
+        label = "another name"
+
+    squared, renamed = Squared(), Renamed()
+    assert stored_form(squared) is squared
+    assert stored_form(renamed) == renamed.coarse

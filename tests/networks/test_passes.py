@@ -64,9 +64,8 @@ def test_a_block_in_float32_without_compiling_changes_no_bit(network, images, ta
     assert passes.facts() == {"precision": "float32", "folded": False, "compiled": False}
 
 
-def test_folding_changes_the_passes_by_rounding(network, images, targets, monkeypatch):
+def test_folding_changes_the_passes_by_rounding(network, images, targets):
     network, images = network.double(), images.double()
-    monkeypatch.setattr(torch, "rand", lambda shape, generator=None: images[: shape[0]].clone())
     with fast_passes(network, SHAPE, fold=True) as passes, evaluating(network):
         logits, gradient = forward_pass(network, images), input_gradient(network, images, targets)
     assert passes.facts() == {"precision": "float32", "folded": True, "compiled": False}
@@ -114,8 +113,13 @@ def test_a_block_is_of_one_network(network, images):
         assert torch.equal(forward_pass(other, images), expected)
         assert not torch.equal(forward_pass(network, images), expected)
         # A block for the same network inside this one changes nothing.
-        with fast_passes(network, SHAPE) as inner:
+        with fast_passes(network, SHAPE, "bfloat16") as inner:
             assert inner is outer
+        with (
+            pytest.raises(ValueError, match="run in bfloat16 already, and not in float32"),
+            fast_passes(network, SHAPE),
+        ):
+            pass
         with fast_passes(other, SHAPE):
             assert torch.equal(forward_pass(other, images), expected)
         assert not torch.equal(forward_pass(network, images), expected)
@@ -158,8 +162,9 @@ def test_a_compiler_that_fails_is_one_line(network, images, monkeypatch, capsys)
     assert capsys.readouterr().err == "compile: the passes run uncompiled: RuntimeError: no compiler here\n"
 
 
-def test_a_compiled_network_with_other_features_is_not_used(network, images, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: module(x) + 1)
+@pytest.mark.parametrize("added", [1, torch.nan])
+def test_a_compiled_network_with_other_features_is_not_used(added, network, images, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: module(x) + added)
     expected = network(images)
     with fast_passes(network, SHAPE, compile=True) as passes:
         torch.testing.assert_close(forward_pass(network, images), expected, rtol=1e-4, atol=1e-5)
@@ -245,3 +250,11 @@ def test_native_precision_is_what_the_processor_has(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert native_precision("cpu") == expected
     native_precision.cache_clear()
+
+
+def test_bf16_of_a_float64_network_is_an_error(network):
+    with (
+        pytest.raises(ValueError, match="this one is torch"),
+        fast_passes(network.double(), SHAPE, "bfloat16"),
+    ):
+        pass
