@@ -49,7 +49,7 @@ def _check_agreement(facts: Mapping[Path, Mapping[str, Any]]) -> None:
     for path, found in facts.items():
         settings = dict(found["settings"])
         # Each variant has methods of its own.
-        methods = settings.pop("methods", None)
+        methods = {key: settings.pop(key, None) for key in ("methods", "precisions")}
         metric = path.parent.name
         for key, value in (
             (("model",), found["model"]),
