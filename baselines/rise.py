@@ -57,7 +57,7 @@ class RISE:
 
     def cost(self, channels: int) -> Cost:
         """One pass for every mask. The classes of an image share them."""
-        return Cost(image=Passes(stem=1, head=1) * self.masks, mixed=True, harmless=True)
+        return Cost(image=Passes(stem=1, head=1) * self.masks, mixed=True, within_bound=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -53,7 +53,7 @@ class ScoreCAM:
     def cost(self, channels: int) -> Cost:
         """One pass for every channel that is not constant, shared by an image's classes, and one pass of X_b per batch."""
         per_image = Passes(stem=1 + channels, head=channels)
-        return Cost(image=per_image, batch=Passes(stem=1, head=1), mixed=True, harmless=True, at_most=True)
+        return Cost(image=per_image, batch=Passes(stem=1, head=1), mixed=True, within_bound=True, at_most=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

@@ -46,8 +46,8 @@ class Cost:
         batch: for every batch.
         mixed: whether the passes run in the run's ``precision``, by :func:`ibsgl.networks.forward_pass` and
             :func:`ibsgl.networks.input_gradient`.
-        harmless: whether ``precision: auto`` may run the mixed passes in bf16, because that changes the method's metrics by
-            less than the bound in ``docs/speed.md``.
+        within_bound: whether bf16 in the mixed passes changes the method's metrics by no more than the bound in
+            ``docs/speed.md``. Then ``precision: auto`` uses it.
         at_most: whether some of the passes may not be needed.
     """
 
@@ -55,7 +55,7 @@ class Cost:
     image: Passes = Passes()
     batch: Passes = Passes()
     mixed: bool = False
-    harmless: bool = False
+    within_bound: bool = False
     at_most: bool = False
 
 

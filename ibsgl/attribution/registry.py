@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from ibsgl.attribution.cost import cost_of, passes_per_map
+from ibsgl.attribution.cost import Cost, cost_of, passes_per_map
 from ibsgl.networks.passes import Precision, fast_passes
 from ibsgl.networks.split import SplitNetwork
 from ibsgl.randomness import Generators
@@ -191,12 +191,10 @@ def row(name: str, settings: Mapping[str, Any], precision: Precision = "float32"
     return Row(method, use, label or (method.label if plain else f"{method.label} ({name})"), precision)
 
 
-def mixed_passes(name: str, settings: Mapping[str, Any]) -> Literal["harmless", "harmful"] | None:
-    """Whether bf16 in the passes of the row ``name`` changes its metrics; ``None`` if they are in float32 in any run."""
+def mixed_cost(name: str, settings: Mapping[str, Any]) -> Cost | None:
+    """The cost of the row ``name`` on a typical network, if its passes are in the run's precision; otherwise ``None``."""
     cost = cost_of(row(name, settings).method, CHANNELS)
-    if cost is None or not cost.mixed:
-        return None
-    return "harmless" if cost.harmless else "harmful"
+    return cost if cost is not None and cost.mixed else None
 
 
 def library_versions(name: str) -> dict[str, str]:

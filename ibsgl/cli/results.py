@@ -118,7 +118,8 @@ def tables(
     compared = comparison_table(measurements, variants, multilabel=config.data.multilabel, average=average)
     csv = out / f"comparisons_{model}.csv"
     write_csv(compared, csv)
-    write_comparisons_markdown(compared, csv.with_suffix(".md"), model=model, notes=variant_notes(config, model))
+    notes = [*variant_notes(config, model), *pass_notes(measurements)]
+    write_comparisons_markdown(compared, csv.with_suffix(".md"), model=model, notes=notes)
     # Only what the index says about the images is read here, no image.
     images = dataset(index_file, Path(), 1)
     difficult = pd.DataFrame(images.difficult("test").numpy(), index=pd.Index(images.ids("test"), name="image_id"))
@@ -171,7 +172,7 @@ def metrics(
     from ibsgl.reporting.measurements import read_measurements
     from ibsgl.reporting.metric_files import read_metrics
     from ibsgl.reporting.metric_table import agreement_table, check_run, metric_notes, metric_table
-    from ibsgl.reporting.notes import row_notes
+    from ibsgl.reporting.notes import pass_notes, row_notes
     from ibsgl.reporting.tables import deviations_of_run
 
     started, step = time.time(), parse(Metrics, settings)
@@ -186,7 +187,7 @@ def metrics(
         out.with_suffix(".md"),
         model=model,
         deviations=deviations_of_run(measurements, config, model, published),
-        notes=[*metric_notes(table, config), *row_notes(config)],
+        notes=[*metric_notes(table, config), *row_notes(config), *pass_notes(measurements)],
     )
     write_csv(agreement, plot.with_suffix(".csv"))
     figures.save(figures.agreement_figure(agreement, model=model), plot)

@@ -370,8 +370,8 @@ class Config(Settings):
 
         ``auto`` leaves methods in float32 whose metrics bf16 changes by more than the bound in ``docs/speed.md``.
         """
-        mixed = attribution.mixed_passes(method, self.method_settings(method))
-        if mixed is None or (mixed == "harmful" and self.precision == AUTO):
+        cost = attribution.mixed_cost(method, self.method_settings(method))
+        if cost is None or (self.precision == AUTO and not cost.within_bound):
             return "float32"
         return self.passes.precision
 

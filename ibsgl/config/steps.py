@@ -572,7 +572,7 @@ def _libraries(config: Config, methods: Iterable[str]) -> dict[str, Any]:
 
 def _pass_settings(config: Config, method: str) -> dict[str, Any]:
     """Precision and compiler, if the passes of the row ``method`` depend on them; otherwise no keys."""
-    mixed = attribution.mixed_passes(method, config.method_settings(method))
+    mixed = attribution.mixed_cost(method, config.method_settings(method))
     return {"precision": config.precision_of(method), "compile": config.passes.compile} if mixed else {}
 
 

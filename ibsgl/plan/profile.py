@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from ibsgl.attribution import Passes
 from ibsgl.config import Config
+from ibsgl.config.files import read_file
 from ibsgl.config.passes import PrecisionSetting
 from ibsgl.config.schema import describe
 from ibsgl.errors import ConfigError
@@ -107,13 +108,7 @@ class DeviceProfile(Settings):
             ConfigError: one line with the file and the key: it is missing, is no JSON, or a value is wrong.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"there is no file {path}; benchmarks/scale.py writes it on the device") from None
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from None
+            return cls.model_validate(read_file(path))
         except ValidationError as error:
             raise ConfigError(f"{path}: {describe(error)}; benchmarks/scale.py writes such a file anew") from None
 

@@ -57,7 +57,7 @@ def method_work(
 ) -> tuple[Work | None, bool]:
     """The work of the maps of ``split`` on one network, and whether part of it may not be needed.
 
-    With ``auto``, passes are in float32 if bf16 changes metrics; see :meth:`ibsgl.config.Config.precision_of`. The work is
+    With ``auto``, passes in bf16 are those of few methods; see :meth:`ibsgl.config.Config.precision_of`. The work is
     ``None`` if the method does not state its cost.
 
     Raises:
@@ -71,7 +71,7 @@ def method_work(
         return None, False
     images, batches = images_passed(split, batch_size), math.ceil(split.pairs / batch_size)
     passes = cost.pair * split.pairs + cost.image * images + cost.batch * batches
-    return network.work(passes, cost.mixed and (cost.harmless or not auto)), cost.at_most
+    return network.work(passes, cost.mixed and (cost.within_bound or not auto)), cost.at_most
 
 
 def model_steps(jobs: Jobs, data: DataFacts, network: NetworkFacts) -> list[Step]:

@@ -63,7 +63,7 @@ def test_half_precision_passes(method, network, device, networks, images, target
 @pytest.mark.parametrize("method", sorted(set(attribution.names()) - set(METHODS) - {"captum", "grad_cam", "zennit"}))
 def test_all_other_methods_stay_in_float32(method, networks, images, targets):
     network = networks["resnet"]
-    if attribution.mixed_passes(method, {}):
+    if attribution.mixed_cost(method, {}):
         pytest.skip("it is one of the methods above with other settings")
     context = {}
     if "statistics" in attribution.requirements(method):

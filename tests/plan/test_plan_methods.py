@@ -142,7 +142,7 @@ def test_passes_and_unit_costs():
     two = Passes(stem=1) + Passes(head=1, head_backward=2) * 3
     assert two == Passes(stem=1, head=3, head_backward=6)
     assert two.weighted_by(Passes(100, 10, 7, 1)) == 136
-    assert attribution.get("rise").cost(2048) == Cost(image=Passes(8000, 8000), mixed=True, harmless=True)
+    assert attribution.get("rise").cost(2048) == Cost(image=Passes(8000, 8000), mixed=True, within_bound=True)
     assert attribution.get("extremal_perturbation").cost(2048).pair == Passes(800, 800, 800, 800)
     assert attribution.get("integrated_gradients").cost(2048).pair == Passes(50, 50, 50, 50)
     assert attribution.get("score_cam").cost(2048).image == Passes(stem=2049, head=2048)
