@@ -356,3 +356,22 @@ def test_memory_of_steps_is_measured(memory, tmp_path):
         assert measured == set(memory.quantities(row["step"]))
         # Python and torch alone take so much.
         assert row["base_mb"] > 100
+
+
+def test_what_bf16_changes_by_hand(monkeypatch, tmp_path):
+    """The mean over two trainings, and a bound of one pair for Average Increase."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    import precision
+
+    def training(full, half):
+        return {"metrics": {key: {"float32": full, "bfloat16": half} for key in precision.METRICS}}
+
+    row = {"trainings": [training(40.0, 40.3), training(50.0, 49.9)]}
+    assert precision.changes(row) == pytest.approx(dict.fromkeys(precision.METRICS, 0.1))
+    assert precision.limit("ebpg", 50) == precision.limit("average_drop", 5000) == 0.2
+    assert precision.limit("average_increase", 50) == pytest.approx(2)
+    assert precision.limit("average_increase", 5000) == 0.2
+    done = CliRunner().invoke(precision.app, ["--config", str(ROOT / "config" / "shapes.yaml")])
+    assert done.exit_code == 2
+    assert "there is no results/shapes/resnet/0/pretrained/network.pt" in " ".join(done.output.split())
