@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from typing import NoReturn
 
 from ibsgl.files import discard_unfinished
 
 # The number of the process of the run, for its jobs on the same machine. The workflow sets it.
 VARIABLE = "IBSGL_RUN"
+# Seconds that the main thread has to end the process itself.
+GRACE = 2.0
 
 
 def end_with_run() -> None:
@@ -22,7 +27,8 @@ def end_with_run() -> None:
     try:
         run = os.pidfd_open(int(number))
     except ProcessLookupError:
-        _end(f"the run that started this job has ended ({VARIABLE}={number})")
+        _say(f"the run that started this job has ended ({VARIABLE}={number})")
+        _end()
     except (OSError, OverflowError):
         return
 
@@ -30,17 +36,31 @@ def end_with_run() -> None:
 
 
 def end_with(file: int, reason: str) -> None:
-    """End this process as soon as the file with this number can be read: a process has ended, or a connection was closed."""
+    """End this process as soon as the file with this number can be read: a process has ended, or a connection was closed.
+
+    It is called in the main thread.
+    """
 
     def wait() -> None:
         select.select([file], [], [])
-        _end(reason)
+        _say(reason)
+        # The main thread must not go on: it would open a file again that was just deleted.
+        os.kill(os.getpid(), signal.SIGUSR1)
+        # Python calls no handler during a call into a library, such as a compiler's.
+        time.sleep(GRACE)
+        _end()
 
+    signal.signal(signal.SIGUSR1, lambda *_: _end())
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _end(reason: str) -> NoReturn:
+def _say(reason: str) -> None:
+    # The process ends too if nobody reads this, or if the disk of the log is full.
+    with suppress(OSError):
+        print(f"ibsgl: {reason}, so the job ends", file=sys.stderr, flush=True)
+
+
+def _end() -> NoReturn:
     """End the process at once. Whatever its other threads do is of no use."""
-    print(f"ibsgl: {reason}, so the job ends", file=sys.stderr, flush=True)
     discard_unfinished()
     os._exit(1)

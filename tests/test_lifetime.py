@@ -9,8 +9,20 @@ import pytest
 
 from ibsgl.lifetime import VARIABLE
 
-WAIT = (
-    "from ibsgl.lifetime import end_with_run; end_with_run(); print('waits', flush=True); import time; time.sleep(60)"
+BEGIN = "from ibsgl.lifetime import end_with_run; end_with_run(); print('waits', flush=True); "
+WAIT = BEGIN + "import time; time.sleep(60)"
+# It opens its files again and again, as if each time was the first.
+WRITE = (
+    BEGIN
+    + """
+from contextlib import ExitStack
+from ibsgl.files import written
+with ExitStack() as stack:
+    files = [stack.enter_context(written(f"result{number}")) for number in range(50)]
+    while True:
+        for file in files:
+            file.write_text("half")
+"""
 )
 
 pytestmark = pytest.mark.skipif(
@@ -18,9 +30,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def job(number):
+def job(number, code=WAIT, **options):
     return subprocess.Popen(
-        [sys.executable, "-c", WAIT], env=os.environ | {VARIABLE: str(number)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env=os.environ | {VARIABLE: str(number)},
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -30,6 +46,29 @@ def test_a_job_ends_when_its_run_is_killed():
     assert child.stdout.readline() == "waits\n"
     run.kill()
     # The run is a zombie now: nobody has asked for its exit status.
+    assert child.wait(timeout=20) == 1
+    run.wait()
+
+
+def test_a_job_that_ends_leaves_no_file_that_it_was_writing(tmp_path):
+    run = subprocess.Popen(["sleep", "60"])
+    child = job(run.pid, WRITE, cwd=tmp_path)
+    assert child.stdout.readline() == "waits\n"
+    time.sleep(0.2)
+    assert list(tmp_path.glob(".result*"))
+    run.kill()
+    assert child.wait(timeout=20) == 1
+    run.wait()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_job_ends_if_its_log_cannot_be_written():
+    run = subprocess.Popen(["sleep", "60"])
+    with open("/dev/full", "w") as log:
+        child = job(run.pid, stderr=log)
+    assert child.stdout.readline() == "waits\n"
+    run.kill()
     assert child.wait(timeout=20) == 1
     run.wait()
 
