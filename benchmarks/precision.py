@@ -34,6 +34,7 @@ from ibsgl.files import write_json
 from ibsgl.maps import compute_maps
 from ibsgl.metrics import METRICS
 from ibsgl.networks import Precision, SplitNetwork, evaluating, fast_passes
+from ibsgl.reporting.statistics import Estimate, crossed_estimate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -140,7 +141,7 @@ def main(
             )
             # After each method: a run that is stopped leaves what it has measured.
             write_json(out, {"rows": rows})
-    show(rows, Console(width=None if sys.stdout.isatty() else 140))
+    show(rows, Console(width=None if sys.stdout.isatty() else 240))
 
 
 def limit(metric: str, pairs: int) -> float:
@@ -149,19 +150,24 @@ def limit(metric: str, pairs: int) -> float:
     return max(BOUND, 100 / pairs + 1e-9) if metric == "average_increase" else BOUND
 
 
-def changes(row: dict[str, Any]) -> dict[str, float]:
-    """By metric, what bf16 changes in points: the mean over the trainings."""
+def changes(row: dict[str, Any]) -> dict[str, Estimate]:
+    """By metric, what bf16 changes in points: the mean over the trainings, and its interval for other trainings."""
     return {
-        metric: mean(
-            each["metrics"][metric]["bfloat16"] - each["metrics"][metric]["float32"] for each in row["trainings"]
+        metric: crossed_estimate(
+            [[each["metrics"][metric]["bfloat16"] - each["metrics"][metric]["float32"]] for each in row["trainings"]]
         )
         for metric in METRICS
     }
 
 
+def _range(change: Estimate) -> str:
+    return f" [{change.low:+.2f}, {change.high:+.2f}]" if change.replicates > 1 else ""
+
+
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """Print what bf16 changes. A change beyond the bound has a mark."""
-    table = Table(title="What bf16 changes, in points; ! is beyond the bound", title_justify="left")
+    title = "What bf16 changes, in points: mean over the trainings [95 % interval]; ! is beyond the bound"
+    table = Table(title=title, title_justify="left")
     for heading in (
         *("network", "method", "pairs", "trainings", *(m.label for m in METRICS.values())),
         *("Spearman, median", "least", "× as fast"),
@@ -173,7 +179,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['model']}, {row['size']} px",
             *(row["method"], str(row["pairs"]), str(len(trainings))),
             *(
-                f"{change:+.2f}{'' if abs(change) <= limit(metric, row['pairs']) else ' !'}"
+                f"{change.mean:+.2f}{_range(change)}{'' if abs(change.mean) <= limit(metric, row['pairs']) else ' !'}"
                 for metric, change in changes(row).items()
             ),
             f"{mean(each['spearman_median'] for each in trainings):.4f}",
