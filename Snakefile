@@ -91,8 +91,10 @@ onstart:
             TimeLeft(workflow.dag, logger, workflow.cores, limit, CONFIG.threads)
         )
         # It takes as long as two jobs need to start by themselves. GPUs cannot be used in a copy of a process that has used one.
-        if not gpus() and len(list(workflow.dag.needrun_jobs())) > 4:
-            warm.start(min(CONFIG.threads, workflow.cores))
+        # With several threads the libraries start some, and a copy has none.
+        alone = min(CONFIG.threads, workflow.cores) == 1
+        if not gpus() and alone and len(list(workflow.dag.needrun_jobs())) > 4:
+            warm.start()
             warm.measured(BenchmarkTimer)
     TRACKER.start()
 

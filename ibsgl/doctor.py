@@ -147,7 +147,7 @@ def check_packages() -> Check:
 
 def check_code() -> Check:
     """The commit of the code, and whether files are changed."""
-    commit, changed = provenance.commit()
+    commit, changed = provenance.own_commit()
     if commit == "unknown":
         return Check("code", "note", "no git commit", "results then name no commit; clone the repository to have one")
     if changed:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ibsgl.bottleneck import FeatureStatistics
     from ibsgl.data.loading import ImageDataset
 
-# Forward passes of a method on a network that are worth compiling, in FLOPs. On one core they take four minutes, and compiling
-# saves half a minute or more; compiling takes 5 seconds with torch's cache and 20 without.
+# Masked passes of a method on a network that are worth compiling, in FLOPs. On one core they take four minutes, and compiling
+# saves half a minute or more; compiling takes 5 seconds with torch's cache and 20 without, in every shard.
 COMPILE_FROM = 2e13
 
 
@@ -66,7 +66,7 @@ def _saliency(
 
 
 def batch_to_compile(network: SplitNetwork, method: Attribution, size: int, pairs: pd.DataFrame) -> int:
-    """The number of images in the method's passes, if its forward passes for ``pairs`` are worth compiling; otherwise 0.
+    """The number of images in the method's masked passes, if these are worth compiling for ``pairs``; otherwise 0.
 
     It depends on numbers of passes only, and on no measured time, so that the same job is always compiled or never. On a GPU
     nothing is compiled: there the number of images in a pass grows with the free memory.
@@ -82,11 +82,12 @@ def batch_to_compile(network: SplitNetwork, method: Attribution, size: int, pair
     cost = cost_of(method, features.shape[1], stage_channels(network, size))
     if cost is None or not cost.mixed:
         return 0
-    # Gradients are not compiled: that is slower than folding batch norm alone.
-    passes = (cost.pair.stem - cost.pair.stem_backward) * len(pairs) + cost.image.stem * pairs["image_id"].nunique()
-    if device.type != "cpu" or passes * counter.get_total_flops() < COMPILE_FROM:
-        return 0
-    return min(getattr(method, "chunk", 1), int(cost.image.stem))
+    # The masked passes of an image. Gradients are not compiled: that is slower than folding batch norm alone.
+    masked, chunk = int(cost.image.head), getattr(method, "chunk", 1)
+    # If some masks may not be needed, it is not known how many images a last batch has.
+    full = chunk <= masked or not cost.at_most
+    flops = masked * pairs["image_id"].nunique() * counter.get_total_flops()
+    return min(chunk, masked) if device.type == "cpu" and full and flops >= COMPILE_FROM else 0
 
 
 def maps_of_batch(

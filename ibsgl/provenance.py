@@ -13,6 +13,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def collect(device: str, **extra: Any) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     else:
         name = processor()
-    head, dirty = commit()
+    head, dirty = own_commit()
     facts = {"commit": head, "dirty": dirty, "device": name, "platform": platform.platform(), "versions": versions}
     return facts | extra
 
@@ -81,9 +82,14 @@ def processor() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine()
 
 
-def commit(file: Path | None = None) -> tuple[str, bool]:
-    """Commit and dirty flag of the repository that tracks ``file``, by default this one; see :func:`collect`."""
-    file = file or Path(__file__).resolve()
+@cache
+def own_commit() -> tuple[str, bool]:
+    """Commit and dirty flag of this code. It is asked for once: what a process has imported does not change."""
+    return commit(Path(__file__).resolve())
+
+
+def commit(file: Path) -> tuple[str, bool]:
+    """Commit and dirty flag of the repository that tracks ``file``; see :func:`collect`."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
         # Several steps run git at once, so none may take the lock of the index.

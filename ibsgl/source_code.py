@@ -100,7 +100,7 @@ def _imports(module: str, file: str) -> Iterable[str]:
 
 @cache
 def _resolve(module: str, file: str, code: _Code) -> list[str]:
-    """The names of :func:`_imports`. After an edit ``code`` is another object, and they are looked up again."""
+    """The names of :func:`_imports`. After an edit of ``file``, ``code`` is another object, and they are looked up again."""
     found = []
     package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
     for level, base, name in code.imports:

@@ -119,7 +119,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch):
     ],
 )
 def test_the_commit(monkeypatch, commit, state, found):
-    monkeypatch.setattr(provenance, "commit", lambda: commit)
+    monkeypatch.setattr(provenance, "own_commit", lambda: commit)
     assert (doctor.check_code().state, doctor.check_code().found) == (state, found)
 
 

@@ -196,7 +196,7 @@ def test_a_step_started_by_the_server_says_what_it_says_by_itself(monkeypatch, t
     monkeypatch.setenv(VARIABLE, "")
     for variable in server_module.THREADS:
         monkeypatch.setenv(variable, "1")
-    server_module.start(1)
+    server_module.start()
     try:
         assert server_module.wait_until_ready()
         command = [Path(sys.executable).with_name("ibsgl"), "index", "--root", "r", "--out", "o", "--settings", "{}"]
@@ -214,13 +214,14 @@ def test_a_step_started_by_the_server_says_what_it_says_by_itself(monkeypatch, t
 
 @pytest.mark.slow
 def test_what_the_server_imports_can_be_copied():
-    """No thread that a copy would lack, no GPU, and all that takes long to import, torch's compiler too."""
+    """No thread that a copy would lack, no GPU, all that takes long to import, torch's compiler too, and the code's commit."""
     code = (
-        "import sys, torch; from ibsgl.warm import server; server.prepare(); print(server.threads() - server._SAFE,"
-        " torch.cuda.is_initialized(), {'torch._dynamo', 'pandas', 'ibsgl.training.guided'} <= sys.modules.keys())"
+        "import sys, torch; from ibsgl import provenance; from ibsgl.warm import server; server.prepare(); "
+        "print(server.threads() - server._SAFE, torch.cuda.is_initialized(), {'torch._dynamo', 'pandas', "
+        "'ibsgl.training.guided'} <= sys.modules.keys(), provenance.own_commit.cache_info().currsize)"
     )
     variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "set() False True\n"
+    assert done.stdout == "set() False True 1\n"

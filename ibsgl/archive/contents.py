@@ -176,7 +176,7 @@ def _kind(path: Path) -> str:
     parts = path.parts[2:] if path.parts[0] == "alternatives" else path.parts
     if any(part.startswith(".") for part in path.parts) or not parts:
         return "other"
-    if parts == ("data.json",):
+    if parts in (("data.json",), ("passes.json",)):
         return "records"
     if parts == ("index.parquet",):
         return "index"

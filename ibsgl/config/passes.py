@@ -64,9 +64,10 @@ def pass_settings(config: Config) -> PassSettings:
 
 
 def record_passes(config: Config) -> None:
-    """Write down what ``auto`` means in this run, unless that is written down already or nothing is ``auto``."""
+    """Write down what ``auto`` means in this run and its alternatives, if they have it, unless that is written down already."""
     path = file_of(config)
-    if AUTO in (config.precision, config.compile) and not path.is_file():
+    configs = (config, *map(config.alternative, config.alternatives))
+    if any(AUTO in (each.precision, each.compile) for each in configs) and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with written(path) as temporary:
             temporary.write_text(_decide(_on_gpu(config)).model_dump_json(indent=2) + "\n")

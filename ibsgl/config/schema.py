@@ -147,13 +147,14 @@ class Config(Settings):
     precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
-        "half the time and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first two where the processor has it "
-        "natively; a run writes down what that was, in `results/<name>/passes.json`. All else is in float32",
+        "less time, RISE and Score-CAM about half, and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first two "
+        "where the processor has it natively; a run writes down what that was, in `results/<name>/passes.json`. All else is "
+        "in float32",
     )
     compile: Compile = Field(
         "off",
-        description="`auto`: torch's compiler makes the forward passes of those methods faster, in jobs that are long enough "
-        "to pay for it and where there is a C++ compiler. This changes values by rounding",
+        description="`auto`: torch's compiler makes masked passes faster, of methods that need enough of them and where there "
+        "is a C++ compiler. This changes values by rounding",
     )
     shard_size: int = Field(
         512,

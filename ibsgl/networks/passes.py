@@ -8,6 +8,7 @@ is, in float32. Everything else, such as scores, softmax and sums over masks, st
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import shutil
 import sys
@@ -16,15 +17,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ibsgl.networks.split import SplitNetwork, evaluating
+from ibsgl.provenance import processor
 
 Precision = Literal["float32", "bfloat16"]
 
+# torch's variable with the folder of what it has compiled.
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 # A prepared stem may differ from the stem by this share of the features' range before its precision is lowered.
 _ROUNDING = 1e-4
 
@@ -36,7 +41,7 @@ class FastPasses:
     Attributes:
         precision: of the stem's convolutions and linear layers.
         folded: whether batch norm is folded into the convolutions before it.
-        compiled: whether forward passes of batches of the announced shape are compiled.
+        compiled: whether forward passes have run compiled; those of batches of the announced shape do.
     """
 
     precision: Precision = "float32"
@@ -60,7 +65,7 @@ class FastPasses:
         stem: Callable[[torch.Tensor], torch.Tensor] = self._stem
         if self._compiled is not None and images.shape == self._shape and not torch.is_grad_enabled():
             # Another memory order would compile anew.
-            stem, images = self._compiled, images.contiguous()
+            stem, images, self.compiled = self._compiled, images.contiguous(), True
         # A logit in bf16 would have two or three digits, and the head costs little.
         return self._network.head(self._features(stem, images))
 
@@ -159,7 +164,8 @@ def has_compiler() -> bool:
 
 
 def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, compile: bool) -> None:
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
+    # On the CPU also where a caller has made another device torch's default.
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(network.mean)
     if prepared.precision == "bfloat16" and images.dtype != torch.float32:
         raise ValueError(f"passes in bfloat16 are those of a float32 network; this one is {images.dtype}")
     with evaluating(network), torch.no_grad():
@@ -174,7 +180,6 @@ def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, com
         if compile:
             prepared._shape = shape
             prepared._compiled = _compiled(prepared, images)
-            prepared.compiled = prepared._compiled is not None
 
 
 def _folded(stem: nn.Module, images: torch.Tensor) -> tuple[nn.Module, bool]:
@@ -194,9 +199,23 @@ def _folded(stem: nn.Module, images: torch.Tensor) -> tuple[nn.Module, bool]:
     return folded, norms[1] < norms[0]
 
 
+def _separate_processors() -> None:
+    """Give each kind of processor a folder of its own for what torch has compiled.
+
+    torch compiles for the processor at hand, but its keys do not name that. On a cluster another machine would end with an
+    illegal instruction.
+    """
+    has = sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True)
+    kind = hashlib.sha256(" ".join([processor(), *has]).encode()).hexdigest()[:16]
+    folder = os.environ.get(COMPILED)
+    if folder and Path(folder).name != kind:
+        os.environ[COMPILED] = str(Path(folder, kind))
+
+
 def _compiled(prepared: FastPasses, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The compiled forward pass of the stem's copy; ``None`` if compiling fails."""
     assert prepared._stem is not None
+    _separate_processors()
     reference = prepared._features(prepared._stem, images)
     try:
         # With more threads torch starts a pool of processes, which would outlive a killed job.

@@ -27,26 +27,24 @@ class Card:
         name: of the card and its form.
         float32: dense peak in FLOP/s outside of the tensor cores. TF32 is another number format, and is not used.
         bfloat16: dense peak of the tensor cores in FLOP/s, accumulated in float32; ``None``: the card has no bfloat16.
-        memory: in bytes.
         source: the manufacturer's document that has these values.
     """
 
     name: str
     float32: float
     bfloat16: float | None
-    memory: float
     source: str
 
 
 # Datasheets give the tensor cores' peak with sparsity, which doubles it. These are the values without.
 CARDS: dict[str, Card] = {
-    "a100": Card("NVIDIA A100 SXM 80 GB", 19.5e12, 312e12, 80e9, "NVIDIA A100 datasheet"),
-    "h100": Card("NVIDIA H100 SXM", 66.9e12, 989.4e12, 80e9, "NVIDIA H100 architecture whitepaper"),
-    "h200": Card("NVIDIA H200 SXM", 67e12, 989.5e12, 141e9, "NVIDIA H200 datasheet"),
-    "l4": Card("NVIDIA L4", 30.3e12, 121e12, 24e9, "NVIDIA L4 datasheet"),
-    "rtx4090": Card("NVIDIA GeForce RTX 4090", 82.6e12, 165.2e12, 24e9, "NVIDIA Ada architecture whitepaper"),
-    "t4": Card("NVIDIA T4", 8.1e12, None, 16e9, "NVIDIA T4 datasheet"),
-    "v100": Card("NVIDIA V100 SXM2", 15.7e12, None, 32e9, "NVIDIA V100 datasheet"),
+    "a100": Card("NVIDIA A100 SXM 80 GB", 19.5e12, 312e12, "NVIDIA A100 datasheet"),
+    "h100": Card("NVIDIA H100 SXM", 66.9e12, 989.4e12, "NVIDIA H100 architecture whitepaper"),
+    "h200": Card("NVIDIA H200 SXM", 67e12, 989.5e12, "NVIDIA H200 datasheet"),
+    "l4": Card("NVIDIA L4", 30.3e12, 121e12, "NVIDIA L4 datasheet"),
+    "rtx4090": Card("NVIDIA GeForce RTX 4090", 82.6e12, 165.2e12, "NVIDIA Ada architecture whitepaper"),
+    "t4": Card("NVIDIA T4", 8.1e12, None, "NVIDIA T4 datasheet"),
+    "v100": Card("NVIDIA V100 SXM2", 15.7e12, None, "NVIDIA V100 datasheet"),
 }
 
 

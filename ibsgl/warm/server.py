@@ -38,12 +38,8 @@ _SAFE = frozenset({"jemalloc_bg_thd"})
 _process: subprocess.Popen[bytes] | None = None
 
 
-def start(threads: int) -> None:
-    """Start the server of this run. It ends with the process that :data:`ibsgl.lifetime.VARIABLE` names.
-
-    Args:
-        threads: of the jobs that compute.
-    """
+def start() -> None:
+    """Start the server of this run, for jobs of one thread. It ends with the process that ``IBSGL_RUN`` names."""
     if os.environ.get(VARIABLE) == OFF or not hasattr(os, "pidfd_open"):
         return
     global _process
@@ -51,7 +47,7 @@ def start(threads: int) -> None:
     _process = subprocess.Popen(
         # -P: as for the command, the folder of the run is no place of modules.
         [sys.executable, "-P", "-c", "from ibsgl.warm.server import main; main()", name],
-        env=os.environ | dict.fromkeys(THREADS, str(threads)),
+        env=os.environ | dict.fromkeys(THREADS, "1"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
@@ -95,11 +91,13 @@ def prepare() -> None:
     """Import what jobs import. It must start no thread and use no GPU: a copy of this process would have neither."""
     import torch
 
-    from ibsgl import cli  # noqa: F401
+    from ibsgl import cli, provenance  # noqa: F401
     from ibsgl.config.steps import STEPS
 
     for module in sorted({module for step in STEPS.values() for module in step.entry}):
         import_module(module)
+    # Copies run this code, also if a later commit changes the files.
+    provenance.own_commit()
     # The first use of an optimiser imports torch's compiler.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
 

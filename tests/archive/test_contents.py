@@ -45,6 +45,13 @@ def test_each_file_has_its_kind(run):
     assert not any(member.changed for member in inside)
 
 
+def test_what_auto_was_goes_in(run):
+    """Whoever unpacks the archive and runs again gets the same passes on another machine."""
+    (RESULTS / "passes.json").write_text("{}")
+    inside, _ = collected()
+    assert "passes.json" in names(inside, "records")
+
+
 def test_weights_and_maps_go_in_if_wanted(run):
     inside, outside = collected(maps=True, weights=True)
     assert {member.kind for member in outside} == {"images", "other"}

@@ -13,7 +13,7 @@ from small_methods import METHODS
 
 from ibsgl import attribution
 from ibsgl.bottleneck import FeatureStatistics
-from ibsgl.networks import build_network
+from ibsgl.networks import build_network, fast_passes
 from ibsgl.randomness import generator
 
 # How often the CPU may wait, for each batch and for each distinct image of it. None of this is inside a loop over passes.
@@ -70,7 +70,9 @@ def on_meta(monkeypatch):
     )
 
 
-def run(name, images=1, device="cpu", arch="resnet_small", size=32, shared=False, width=8, **settings):
+def run(
+    name, images=1, device="cpu", arch="resnet_small", size=32, shared=False, width=8, precision="float32", **settings
+):
     """The operations of the maps of ``images`` distinct images. ``shared``: one generator for all of them."""
     method = attribution.get(name, **settings)
     options = {"width": width} if arch.endswith("_small") else {}
@@ -86,7 +88,8 @@ def run(name, images=1, device="cpu", arch="resnet_small", size=32, shared=False
         "statistics": FeatureStatistics().update(features),
     }
     generators = generator(0) if shared else [generator(0, name, image) for image in range(images)]
-    with Operations() as counted:
+    fast = nullcontext() if precision == "float32" else fast_passes(network, x.shape, precision)
+    with fast, Operations() as counted:
         maps = method(network, x, targets, generators, **{key: context[key] for key in method.requires})
     assert maps.shape == (images, size, size)
     assert maps.dtype == torch.float32
@@ -129,9 +132,10 @@ def test_the_cpu_waits_no_more_often_than_stated(name):
     assert counted.waits.total() <= batch + 3 * image, counted.waits
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", GROWTH)
-def test_the_cpu_waits_no_more_often_for_four_times_the_passes(name):
-    few, many = (run(name, 2, **settings) for settings in GROWTH[name])
+def test_the_cpu_waits_no_more_often_for_four_times_the_passes(name, precision):
+    few, many = (run(name, 2, precision=precision, **settings) for settings in GROWTH[name])
     assert many.launches > 1.5 * few.launches
     assert many.waits == few.waits
 

@@ -56,6 +56,15 @@ def test_a_run_that_moves_to_another_machine_keeps_its_passes(monkeypatch, tmp_p
     assert of(precision="float32", compile="auto").passes == ("float32", "auto")
 
 
+def test_auto_of_an_alternative_is_recorded_too(monkeypatch, tmp_path):
+    chosen = of(alternatives={"fast": {"precision": "auto", "compile": "auto"}})
+    machine(monkeypatch, "bfloat16", True)
+    config.record_passes(chosen)
+    machine(monkeypatch, "float32", False)
+    assert chosen.alternative("fast").passes == ("bfloat16", "auto")
+    assert chosen.passes == ("float32", "off")
+
+
 def test_a_gpu_has_a_precision_of_its_own(monkeypatch):
     monkeypatch.setattr(passes, "native_precision", lambda device: {"cuda": "bfloat16", "cpu": "float32"}[device])
     assert of(precision="auto").passes.precision == "float32"

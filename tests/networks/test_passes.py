@@ -1,13 +1,15 @@
 """Faster passes: folded, in bf16, compiled, and what happens where that fails."""
 
 import copy
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from ibsgl.networks import SplitNetwork, evaluating, fast_passes, forward_pass, input_gradient
-from ibsgl.networks.passes import native_precision
+from ibsgl.networks.passes import COMPILED, native_precision
 
 SHAPE = torch.Size((4, 3, 32, 32))
 
@@ -171,12 +173,35 @@ def test_only_batches_of_the_announced_shape_are_compiled(network, images, monke
 
     monkeypatch.setattr(torch, "compile", compile_as)
     with fast_passes(network, SHAPE, compile=True) as passes, evaluating(network):
-        assert passes.compiled
         seen.clear()
-        forward_pass(network, images)
         forward_pass(network, images[:2])
         input_gradient(network, images, torch.zeros(4, dtype=torch.int64))
+        assert not passes.compiled
+        forward_pass(network, images)
+        assert passes.compiled
     assert seen == [4]
+
+
+def test_another_processor_has_another_folder_of_compiled_code(network, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    folders = []
+    for avx512 in (False, True, True):
+        monkeypatch.setenv(COMPILED, str(tmp_path))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=avx512: {"avx2": True, "avx512_f": has})
+        for _ in range(2):
+            with fast_passes(network, SHAPE, compile=True):
+                folders.append(os.environ[COMPILED])
+    assert folders == [folders[0]] * 2 + [folders[2]] * 4
+    assert folders[0] != folders[2]
+    assert {Path(folder).parent for folder in folders} == {tmp_path}
+
+
+def test_passes_are_prepared_where_another_device_is_the_default(network, images):
+    """A generator of the CPU draws nothing on a GPU. The meta device stands for one here."""
+    with fast_passes(network, SHAPE, "bfloat16", fold=True):
+        expected = forward_pass(network, images)
+    with torch.device("meta"), fast_passes(network, SHAPE, "bfloat16", fold=True):
+        assert torch.equal(forward_pass(network, images), expected)
 
 
 @pytest.mark.slow

@@ -91,7 +91,6 @@ def test_published_peaks_are_cores_times_clock(name, cores, gigahertz, tensor_op
         assert card.bfloat16 is None
     else:
         assert card.bfloat16 == pytest.approx(2e9 * tensor_operations * tensor_gigahertz, rel=0.006)
-    assert 16e9 <= card.memory <= 141e9
     assert card.source.startswith("NVIDIA")
 
 

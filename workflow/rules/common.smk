@@ -45,7 +45,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault(
         "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
     )
-# What a job has compiled, all later jobs use, on other machines of a cluster too.
+# What a job has compiled, all later jobs use; on a cluster those on the same kind of processor.
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(".snakemake/compiled").absolute())
 )
