@@ -102,7 +102,7 @@ class SISE:
         if not channels:
             raise ValueError(f"sise: {missing_stages(self.layers)}")
         every = Passes(stem=1, head=1, stem_backward=1, head_backward=1)
-        return Cost(pair=every, image=Passes(stem=1, head=1) * channels, mixed=True, at_most=True)
+        return Cost(pair=every, image=Passes(stem=1, head=1) * channels, mixed=True, within_bound=True, at_most=True)
 
     def __call__(
         self, network: SplitNetwork, images: torch.Tensor, targets: torch.Tensor, generator: Generators = None

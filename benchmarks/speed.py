@@ -101,7 +101,7 @@ def cases() -> dict[str, Case]:
             "score_cam",
             {"weight": "softmax_scores", "fill": "mean", "chunk": CHUNK},
             1,
-            f"the first {CHANNELS} channels",
+            f"{CHANNELS} channels that are not constant",
         ),
         Case("sise", {"mu": 0.95, "chunk": CHUNK}, 1, "channels of nearly the largest gradient"),
         Case("extremal_perturbation", {"iterations": ITERATIONS}, 4, f"{ITERATIONS} iterations"),
@@ -147,40 +147,30 @@ def ratio(spent: Mapping[str, list[float]], above: str, below: str) -> float:
     return median(a / b for a, b in zip(spent[above], spent[below], strict=True))
 
 
-class _First(nn.Module):
-    """The first channels of a feature map."""
+class _Some(nn.Module):
+    """Some channels of a feature map."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: torch.Tensor):
         super().__init__()
-        self.channels = channels
+        self.register_buffer("channels", channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B,C,h,w) → (B,channels,h,w)."""
-        return features[:, : self.channels].contiguous(memory_format=torch.channels_last)
+        return features[:, self.channels].contiguous(memory_format=torch.channels_last)
 
 
 class _Padded(nn.Module):
-    """A head whose input has the first channels only. The other channels are zero."""
+    """A head whose input has only some of its ``total`` channels. The other channels are zero."""
 
-    def __init__(self, head: nn.Module, channels: int):
+    def __init__(self, head: nn.Module, channels: torch.Tensor, total: int):
         super().__init__()
-        self.head, self.channels = head, channels
+        self.head, self.total = head, total
+        self.register_buffer("channels", channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B,c,h,w) → logits (B,K)."""
-        return self.head(nn.functional.pad(features, (0, 0, 0, 0, 0, self.channels - features.shape[1])))
-
-
-def narrow(network: SplitNetwork, channels: int, total: int) -> SplitNetwork:
-    """``network`` with the first ``channels`` of its ``total`` feature channels, so that Score-CAM makes few masks."""
-    normalize, backbone = network.stem.normalize, network.stem.backbone
-    return SplitNetwork(
-        nn.Sequential(backbone, _First(channels)),
-        _Padded(network.head, total),
-        mean=normalize.mean.flatten().tolist(),
-        std=normalize.std.flatten().tolist(),
-        multilabel=network.multilabel,
-    ).to(network.mean.device)
+        whole = features.new_zeros(len(features), self.total, *features.shape[2:])
+        return self.head(whole.index_copy(1, self.channels, features))
 
 
 class Bench:
@@ -207,6 +197,23 @@ class Bench:
         """``number`` images (B,3,H,W) and their targets (B,), in new tensors."""
         places = torch.arange(number, device=self.device) % len(self.images)
         return self.images[places], self.targets[places]
+
+    def narrow(self, channels: int) -> SplitNetwork:
+        """The network with some of its feature channels, so that Score-CAM makes few masks.
+
+        A channel that is constant gives no mask, and a pass then has fewer images than those that are compiled. So those that
+        vary in the first image come first.
+        """
+        network, normalize = self.network, self.network.stem.normalize
+        constant = self.features[0].amax((-2, -1)) == self.features[0].amin((-2, -1))
+        places = constant.int().argsort(stable=True)[:channels]
+        return SplitNetwork(
+            nn.Sequential(network.stem.backbone, _Some(places)),
+            _Padded(network.head, places, self.channels),
+            mean=normalize.mean.flatten().tolist(),
+            std=normalize.std.flatten().tolist(),
+            multilabel=network.multilabel,
+        ).to(self.device)
 
     def _best_batch(self) -> int:
         """The batch size at which a forward pass takes the least time per image."""
@@ -284,7 +291,7 @@ class Bench:
     def inputs(self, case: Case) -> Inputs:
         """What the implementations of a row get."""
         images, targets = self.take(case.images)
-        network = narrow(self.network, CHANNELS, self.channels) if case.name == "score_cam" else self.network
+        network = self.narrow(CHANNELS) if case.name == "score_cam" else self.network
         method = attribution.get(case.name, **case.settings)
         return Inputs(method, network, images, targets, self.statistics, self.images)
 
@@ -462,7 +469,7 @@ def _grown(bench: Bench, kind: str, number: int, name: str) -> Callable[[], obje
     if kind == "classes":
         images, targets = images.repeat(number, 1, 1, 1), torch.arange(number, device=bench.device)
     if name == "score_cam":
-        network = narrow(network, min(number, bench.channels) if kind == "channels" else CHANNELS, bench.channels)
+        network = bench.narrow(number if kind == "channels" else CHANNELS)
     return lambda: method(network, images, targets, **context)
 
 

@@ -147,7 +147,7 @@ class Config(Settings):
     precision: PrecisionSetting = Field(
         "float32",
         description="of the passes of RISE, Score-CAM, SISE, Integrated Gradients and Extremal Perturbation. `bfloat16` takes "
-        "less time, RISE and Score-CAM about half, and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first two "
+        "less time, the first three about half, and changes metrics (docs/speed.md). `auto`: `bfloat16` for the first three "
         "where the processor has it natively; a run writes down what that was, in `results/<name>/passes.json`. All else is "
         "in float32",
     )

@@ -96,7 +96,7 @@ def test_auto_leaves_methods_in_float32_that_bf16_changes(monkeypatch):
     for precision, others in (("auto", "float32"), ("bfloat16", "bfloat16")):
         chosen = of(precision=precision)
         found = {method: chosen.precision_of(method) for method in chosen.methods}
-        assert found == dict.fromkeys(heavy[:2], "bfloat16") | dict.fromkeys(heavy[2:], others) | dict.fromkeys(
+        assert found == dict.fromkeys(heavy[:3], "bfloat16") | dict.fromkeys(heavy[3:], others) | dict.fromkeys(
             ("gradcam", "gradcam_pp", "fullgrad"), "float32"
         )
         where = {"model": "vgg", "replicate": 0, "variant": "pretrained"}
