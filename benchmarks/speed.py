@@ -662,7 +662,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         numbers = [n / row["numbers"][0] for n in row["numbers"]]
         right.plot(numbers, row["times"], marker="o", label=f"{row['method']}, {row['kind']} from {row['numbers'][0]}")
     right.set(title="Growth", xlabel="times as many", ylabel="times as long", xscale="log", yscale="log")
-    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
+    if result["growth"]:
+        right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
