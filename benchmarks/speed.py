@@ -339,7 +339,7 @@ def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
         runs["theirs"] = keep("theirs", peer.runner(inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with bench.fast(inputs.network, cost) as passes:
+        with bench.fast(inputs.network, cost) as fast:
             spent = bench.clock.compare(runs)
         bench.network.zero_grad(set_to_none=True)
         row |= {
@@ -362,8 +362,8 @@ def measure_method(bench: Bench, case: Case) -> dict[str, Any]:
         if "theirs" in runs:
             row["peer_forwards"] = ratio(spent, "theirs", "forward") * bench.batch / peer_images
             row["speedup"] = ratio(spent, "theirs", "ours") * case.images / peer_images
-    if passes:
-        row |= {"folded": passes.folded, "compiled": passes.compiled}
+    if fast:
+        row |= {"folded": fast.folded, "compiled": fast.compiled}
     ours = maps["ours"]
     if cost.mixed and (bench.precision != "float32" or bench.compile):
         # The other implementation is compared in the same precision as its own.

@@ -55,8 +55,8 @@ def end_with(file: int, reason: str) -> None:
 
 
 def _say(reason: str) -> None:
-    # The process ends too if nobody reads this, or if the disk of the log is full.
-    with suppress(OSError):
+    # The process ends too if the disk of the log is full, or the log is closed.
+    with suppress(OSError, ValueError):
         print(f"ibsgl: {reason}, so the job ends", file=sys.stderr, flush=True)
 
 

@@ -84,8 +84,8 @@ def batch_to_compile(network: SplitNetwork, method: Attribution, size: int, pair
         return 0
     # The masked passes of an image. Gradients are not compiled: that is slower than folding batch norm alone.
     masked, chunk = int(cost.image.head), getattr(method, "chunk", 1)
-    # If some masks may not be needed, it is not known how many images a last batch has.
-    full = chunk <= masked or not cost.at_most
+    # If some masks may not be needed, only chunks well below their number are often full.
+    full = 2 * chunk <= masked or not cost.at_most
     flops = masked * pairs["image_id"].nunique() * counter.get_total_flops()
     return min(chunk, masked) if device.type == "cpu" and full and flops >= COMPILE_FROM else 0
 

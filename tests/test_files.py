@@ -35,7 +35,17 @@ def test_written_replaces_the_file_at_the_end_and_not_before(tmp_path):
         assert np.load(out)["a"] == 1
     assert np.load(out)["a"] == 2
     assert list(out.parent.iterdir()) == [out]
-    assert out.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_what_is_written_has_the_usual_permissions(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with written(tmp_path / "out") as temporary:
+            temporary.write_text("all")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

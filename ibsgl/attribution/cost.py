@@ -46,7 +46,7 @@ class Cost:
         batch: for every batch.
         mixed: whether the passes run in the run's ``precision``, by :func:`ibsgl.networks.forward_pass` and
             :func:`ibsgl.networks.input_gradient`.
-        within_bound: whether bf16 in the mixed passes changes the method's metrics by no more than the bound in
+        within_bound: whether the mean change of the method's metrics by bf16 in the mixed passes was within the bound in
             ``docs/speed.md``. Then ``precision: auto`` uses it.
         at_most: whether some of the passes may not be needed.
     """

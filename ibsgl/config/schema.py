@@ -153,8 +153,8 @@ class Config(Settings):
     )
     compile: Compile = Field(
         "off",
-        description="`auto`: torch's compiler makes masked passes faster, of methods that need enough of them and where there "
-        "is a C++ compiler. This changes values by rounding",
+        description="`auto`: folds batch norm in those passes, and compiles the masked passes of methods that have enough of "
+        "them, if there is a C++ compiler. This changes passes by rounding (docs/speed.md)",
     )
     shard_size: int = Field(
         512,

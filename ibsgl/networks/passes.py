@@ -41,7 +41,7 @@ class FastPasses:
     Attributes:
         precision: of the stem's convolutions and linear layers.
         folded: whether batch norm is folded into the convolutions before it.
-        compiled: whether forward passes have run compiled; those of batches of the announced shape do.
+        compiled: whether forward passes of batches of the announced shape are compiled.
     """
 
     precision: Precision = "float32"
@@ -65,7 +65,7 @@ class FastPasses:
         stem: Callable[[torch.Tensor], torch.Tensor] = self._stem
         if self._compiled is not None and images.shape == self._shape and not torch.is_grad_enabled():
             # Another memory order would compile anew.
-            stem, images, self.compiled = self._compiled, images.contiguous(), True
+            stem, images = self._compiled, images.contiguous()
         # A logit in bf16 would have two or three digits, and the head costs little.
         return self._network.head(self._features(stem, images))
 
@@ -180,6 +180,7 @@ def _prepare(prepared: FastPasses, network: SplitNetwork, shape: torch.Size, com
         if compile:
             prepared._shape = shape
             prepared._compiled = _compiled(prepared, images)
+            prepared.compiled = prepared._compiled is not None
 
 
 def _folded(stem: nn.Module, images: torch.Tensor) -> tuple[nn.Module, bool]:
