@@ -9,8 +9,9 @@ import pytest
 
 from ibsgl.lifetime import VARIABLE
 
-BEGIN = "from ibsgl.lifetime import end_with_run; end_with_run(); print('waits', flush=True); "
-WAIT = BEGIN + "import time; time.sleep(60)"
+WAIT = (
+    "from ibsgl.lifetime import end_with_run; end_with_run(); print('waits', flush=True); import time; time.sleep(60)"
+)
 # It opens its files again and again, as if each time was the first.
 WRITE = """
 from contextlib import ExitStack

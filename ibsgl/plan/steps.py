@@ -57,8 +57,8 @@ def method_work(
 ) -> tuple[Work | None, bool]:
     """The work of the maps of ``split`` on one network, and whether part of it may not be needed.
 
-    With ``auto``, passes in bf16 are those of few methods; see :meth:`ibsgl.config.Config.precision_of`. The work is
-    ``None`` if the method does not state its cost.
+    With ``auto``, only some methods have passes in bf16; see :meth:`ibsgl.config.Config.precision_of`. The work is ``None`` if
+    the method does not state its cost.
 
     Raises:
         ConfigError: the method cannot run on this network.

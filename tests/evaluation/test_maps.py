@@ -1,5 +1,6 @@
 """Maps do not depend on batches or shards, and are read as they were written."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from small_methods import METHODS as EVERY_METHOD
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from baselines.gradcam import GradCAM
-from ibsgl import attribution
+from ibsgl import attribution, cli
 from ibsgl.attribution.registry import stored_form
 from ibsgl.attribution.storage import Maps, _differences, _read, _undo, write_maps
 from ibsgl.bottleneck import FeatureStatistics
@@ -290,6 +292,28 @@ def test_only_jobs_of_many_forward_passes_are_compiled(data, network, monkeypatc
     ):
         assert batch_to_compile(network, method, data.size, pairs) == expected
     assert not batch_to_compile(network, rise, data.size, pairs[:0])
+
+
+@pytest.mark.parametrize(("limit", "compiled"), [(1, True), (1e30, False)])
+def test_the_file_says_how_its_passes_ran(limit, compiled, data, network, monkeypatch, tmp_path):
+    monkeypatch.setattr("ibsgl.maps.COMPILE_FROM", limit)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    data.index.save(tmp_path / "index.parquet")
+    torch.save(network.state_dict(), tmp_path / "network.pt")
+    settings = {
+        "seed": 0,
+        "network": {"arch": "resnet_small", "options": {"width": 8}, "image_size": 32},
+        "methods": {"rise": {"masks": 4, "cells": 3, "chunk": 2}},
+        "shards": 1,
+        "precision": "bfloat16",
+        "compile": "auto",
+    }
+    arguments = [f"--index={tmp_path / 'index.parquet'}", f"--root={data.root}", f"--weights={tmp_path / 'network.pt'}"]
+    arguments += [f"--settings={json.dumps(settings)}", f"--out={tmp_path / '0.parquet'}"]
+    done = CliRunner().invoke(cli.app, ["maps", *arguments])
+    assert done.exit_code == 0, done.output
+    written = Maps([tmp_path / "0.parquet"], data.pairs("test")).settings["rise"]
+    assert written["passes"] == {"precision": "bfloat16", "folded": True, "compiled": compiled}
 
 
 def test_a_subclass_with_other_maps_does_not_store_those_of_its_base():

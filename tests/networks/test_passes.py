@@ -206,7 +206,7 @@ def test_passes_are_prepared_where_another_device_is_the_default(network, images
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_compiled_by_torch(precision, network, images, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(COMPILED, str(tmp_path))
     with fast_passes(network, SHAPE, precision) as plain:
         expected = forward_pass(network, images)
     with (

@@ -15,6 +15,7 @@ from ibsgl import attribution, devices, doctor, files, lifetime, slurm
 from ibsgl import config as configuration
 from ibsgl.config.steps import lineage, step_of
 from ibsgl.metrics import further
+from ibsgl.networks.passes import COMPILED
 from ibsgl.progress import TimeLeft
 from ibsgl.provenance import folder_digest
 from ibsgl.redaction import redacted
@@ -46,9 +47,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         "PYTHONPYCACHEPREFIX", str(Path(".snakemake/bytecode").absolute())
     )
 # What a job has compiled, all later jobs use; on a cluster those on the same kind of processor.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR", str(Path(".snakemake/compiled").absolute())
-)
+os.environ.setdefault(COMPILED, str(Path(".snakemake/compiled").absolute()))
 # glibc would return the memory of large tensors after each use, and the kernel would clear it again. 2**25 is its upper limit.
 for variable, size in (
     ("MALLOC_MMAP_THRESHOLD_", 2**25),
